@@ -1,0 +1,89 @@
+"""Write a plugin.
+
+A plugin is a module with one or more of the four hooks of ``plugins.spec``, found through the entry-point group
+``taps_registry``. The built-in ones under ``architectures/``, ``methods/``, ``encodings/`` and ``trackers/`` come
+through the same door, so any of them is an example. An architecture of your own takes this module ::
+
+    # my_backbone.py
+    from taps_registry.plugins import Generic, hookimpl
+
+    class MyBackbone(Generic):
+        name = "my-backbone"
+        fallback = False
+
+        def matches(self, model):
+            return type(model).__name__ == "MyBackbone"
+
+        def stage(self, path):                      # what hard sharing and reports group by
+            return ".".join(path.split(".")[:2])
+
+    @hookimpl
+    def register_architectures(registrar):
+        registrar.architecture(MyBackbone())
+
+and these lines of your ``pyproject.toml`` ::
+
+    [project.entry-points.taps_registry]
+    my-backbone = "my_backbone"
+
+``taps-registry plugins`` then lists it. The contracts, each a short abstract class at the door of its room:
+
+========================  =====================================================================
+``architectures``         ``Architecture``: which tensors are layers, norms, head and shared
+``methods``               ``Method``: what trains and what is stored; ``Adaptation`` does the work
+``encodings``             ``Encoding``: how one changed layer becomes tensors of the artifact
+``trackers``              ``Tracker``: where parameters, metrics and pictures of a run go
+========================  =====================================================================
+
+Import torch, timm and other heavy packages inside functions or at the top of a module that only ``add-task`` needs;
+listing tasks and costs loads no plugin at all.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .architectures import Architecture, Layer, Partition
+from .errors import PartitionError, PluginError, TapsError
+from .spec import Registrar, hookimpl
+
+if TYPE_CHECKING:
+    from .architectures.generic import Generic as Generic
+    from .encodings import Encoding as Encoding
+    from .methods import Adaptation as Adaptation
+    from .methods import Delta as Delta
+    from .methods import Method as Method
+    from .trackers import Tracker as Tracker
+
+__all__ = [
+    "Adaptation",
+    "Architecture",
+    "Delta",
+    "Encoding",
+    "Generic",
+    "Layer",
+    "Method",
+    "Partition",
+    "PartitionError",
+    "PluginError",
+    "Registrar",
+    "TapsError",
+    "Tracker",
+    "hookimpl",
+]
+
+_ROOMS = {
+    "Adaptation": "methods",
+    "Delta": "methods",
+    "Encoding": "encodings",
+    "Generic": "architectures.generic",
+    "Method": "methods",
+    "Tracker": "trackers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Open the room that holds ``name`` when it is asked for: some of them import torch."""
+    if name in _ROOMS:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,23 @@
+"""The root of our error tree, and the errors that a plugin can cause."""
+
+from typing import ClassVar
+
+
+class TapsError(Exception):
+    """An error a user can act on: its text says what was looked for, what there is, and what to type next.
+
+    Attributes:
+        exit_code: what the command line exits with when this error reaches it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class PluginError(TapsError):
+    """A plugin is unknown, disabled, broken, or two of them claim one name."""
+
+    exit_code = 12
+
+
+class PartitionError(PluginError):
+    """An architecture plugin left a tensor of the model out, or put one in two places."""

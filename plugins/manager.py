@@ -1,0 +1,213 @@
+"""Finds plugins through their entry points, asks them what they bring, and answers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import pluggy
+
+from . import spec
+from .architectures import Architecture, Partition
+from .encodings import Encoding
+from .errors import PluginError
+from .trackers import Tracker
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .methods import Method
+
+GROUP = "taps_registry"
+
+Contribution = TypeVar("Contribution")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin as ``taps-registry plugins`` lists it.
+
+    Attributes:
+        name: of its entry point.
+        distribution: the package that brings it.
+        version: of that package.
+        hooks: which hooks it implements.
+        provides: what it registered, such as ``method taps``.
+        state: ``active``, ``disabled``, or ``failed: why``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    hooks: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+    state: str = "active"
+
+
+@dataclass
+class Shelf(Generic[Contribution]):
+    """What was registered of one kind, by name, and who brought it."""
+
+    kind: str
+    items: dict[str, Contribution] = field(default_factory=dict)
+    owners: dict[str, PluginInfo] = field(default_factory=dict)
+
+    def put(self, name: str, item: Contribution, owner: PluginInfo) -> None:
+        if name in self.items:
+            first = self.owners[name]
+            raise PluginError(
+                f"Two plugins bring the {self.kind} {name!r}: {first.name!r} of {first.distribution} and "
+                f"{owner.name!r} of {owner.distribution}. Uninstall one, or name it in $TAPS_DISABLED_PLUGINS."
+            )
+        self.items[name] = item
+        self.owners[name] = owner
+
+    def get(self, name: str) -> Contribution:
+        if name not in self.items:
+            raise PluginError(
+                f"There is no {self.kind} {name!r}. There are: {', '.join(sorted(self.items)) or 'none'}. "
+                "`taps-registry plugins` lists what was found and what failed to load."
+            )
+        return self.items[name]
+
+
+class PluginManager:
+    """All plugins of this environment, loaded at the first question.
+
+    Args:
+        disabled: names of entry points that are to be passed over.
+    """
+
+    def __init__(self, disabled: Iterable[str] = ()) -> None:
+        self.disabled = frozenset(disabled)
+
+    def architecture(self, name: str) -> Architecture:
+        """The architecture plugin of this name. Raises PluginError if there is none."""
+        return self._found.architectures.get(name)
+
+    def method(self, name: str) -> Method:
+        """The method of this name. Raises PluginError if there is none."""
+        return self._found.methods.get(name)
+
+    def encoding(self, name: str) -> Encoding:
+        """The encoding of this name. Raises PluginError if there is none."""
+        return self._found.encodings.get(name)
+
+    def tracker(self, name: str) -> Tracker:
+        """The tracker of this name. Raises PluginError if there is none."""
+        return self._found.trackers.get(name)
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin that was found, by name, with its state."""
+        return tuple(sorted(self._found.infos, key=lambda info: info.name))
+
+    def architecture_for(self, model: nn.Module) -> Architecture:
+        """The one plugin that knows this model, or a fallback.
+
+        Raises:
+            PluginError: if more than one, or none, matches.
+        """
+        known = self._found.architectures.items.values()
+        for fallback in (False, True):
+            matching = [plugin for plugin in known if plugin.fallback is fallback and plugin.matches(model)]
+            if len(matching) > 1:
+                names = ", ".join(sorted(plugin.name for plugin in matching))
+                raise PluginError(
+                    f"More than one plugin knows {type(model).__name__}: {names}. Choose with --plugin NAME."
+                )
+            if matching:
+                return matching[0]
+        raise PluginError(f"No plugin knows {type(model).__name__}; is the generic one disabled?")
+
+    def partition(self, architecture: Architecture, model: nn.Module) -> Partition:
+        """The model taken apart, checked: every parameter and buffer is in exactly one place."""
+        return architecture.partition(model).check(model)
+
+    @cached_property
+    def _found(self) -> _Found:
+        found = _Found()
+        for point in _entry_points():
+            found.add(point, disabled=point.name in self.disabled)
+        return found
+
+
+class _Found:
+    """What loading all entry points gave."""
+
+    def __init__(self) -> None:
+        self.pluggy = pluggy.PluginManager(GROUP)
+        self.pluggy.add_hookspecs(spec)
+        self.infos: list[PluginInfo] = []
+        self.architectures = Shelf[Architecture]("architecture")
+        self.methods: Shelf[Method] = Shelf("method")
+        self.encodings = Shelf[Encoding]("encoding")
+        self.trackers = Shelf[Tracker]("tracker")
+
+    def add(self, point: EntryPoint, *, disabled: bool) -> None:
+        """Load one plugin. One that raises is a ``failed`` line in the list, and nobody else's trouble."""
+        info = PluginInfo(point.name, *_distribution(point))
+        if disabled:
+            self.infos.append(replace(info, state="disabled"))
+            return
+        try:
+            self.pluggy.register(point.load(), name=point.name)
+            self.infos.append(self._ask(info))
+        except PluginError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a stranger's code: whatever it raises must not stop the others)
+            self.infos.append(replace(info, state=f"failed: {type(error).__name__}: {error}"))
+
+    def _ask(self, info: PluginInfo) -> PluginInfo:
+        others = [plugin for name, plugin in self.pluggy.list_name_plugin() if name != info.name]
+        implemented = self.pluggy.get_hookcallers(self.pluggy.get_plugin(info.name)) or []
+        registrar = _BoundRegistrar(self, info)
+        for caller in implemented:
+            self.pluggy.subset_hook_caller(caller.name, others)(registrar=registrar)
+        hooks = tuple(sorted(caller.name for caller in implemented))
+        return replace(info, hooks=hooks, provides=tuple(registrar.provided))
+
+
+class _BoundRegistrar:
+    """The registrar one plugin gets: it remembers who is speaking."""
+
+    def __init__(self, found: _Found, owner: PluginInfo) -> None:
+        self.found = found
+        self.owner = owner
+        self.provided: list[str] = []
+
+    def architecture(self, architecture: Architecture) -> None:
+        self._put(self.found.architectures, architecture.name, architecture)
+
+    def method(self, method: Method) -> None:
+        self._put(self.found.methods, method.name, method)
+
+    def encoding(self, encoding: Encoding) -> None:
+        self._put(self.found.encodings, encoding.name, encoding)
+
+    def tracker(self, tracker: Tracker) -> None:
+        self._put(self.found.trackers, tracker.name, tracker)
+
+    def _put(self, shelf: Shelf[Contribution], name: str, item: Contribution) -> None:
+        shelf.put(name, item, self.owner)
+        self.provided.append(f"{shelf.kind} {name}")
+
+
+def _entry_points() -> list[EntryPoint]:
+    """Our group's entry points; two packages that give theirs one name are an error that names both."""
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        first = points.setdefault(point.name, point)
+        if first.value != point.value:
+            raise PluginError(
+                f"Two packages bring a plugin named {point.name!r}: {_distribution(first)[0]} and "
+                f"{_distribution(point)[0]}. Uninstall one of them."
+            )
+    return list(points.values())
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    """Name and version of the package that brings an entry point."""
+    return (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
