@@ -1,0 +1,1 @@
+"""Alembic's revisions of the catalog. Users run them with ``taps-registry init`` and ``taps-registry upgrade``."""

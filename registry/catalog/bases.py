@@ -1,0 +1,102 @@
+"""Base models: adding, finding, listing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from difflib import get_close_matches
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from ..errors import NameTakenError, NotFoundError
+from ..records import Base, InputConfig, LayerInfo
+from .tables import BaseRow, LayerRow, ObjectRow
+
+
+def add(session: Session, base: Base) -> None:
+    """Record a base whose object is in the store.
+
+    Raises:
+        NameTakenError: if there is one of this name.
+    """
+    require_free(session, base.name)
+    add_object(session, base.object, base.bytes, "base")
+    row = BaseRow(
+        name=base.name,
+        model=base.model,
+        arguments=dict(base.arguments),
+        plugin=base.plugin,
+        digest=base.digest,
+        object_digest=base.object,
+        params=base.params,
+        backbone_params=base.backbone_params,
+        input=asdict(base.input),
+    )
+    row.layers = [
+        LayerRow(position=position, name=layer.name, kind=layer.kind, stage=layer.stage, params=layer.params)
+        for position, layer in enumerate(base.layers)
+    ]
+    session.add(row)
+
+
+def require_free(session: Session, name: str) -> None:
+    """Raises NameTakenError if there is a base of this name."""
+    if session.scalar(select(BaseRow.id).where(BaseRow.name == name)) is not None:
+        raise NameTakenError(
+            f"There is a base named {name!r} already. Choose another name; `taps-registry bases` lists them."
+        )
+
+
+def add_object(session: Session, digest: str, size: int, kind: str) -> None:
+    """Record an object unless it is recorded already."""
+    if session.get(ObjectRow, digest) is None:
+        session.add(ObjectRow(digest=digest, size=size, kind=kind))
+        session.flush()
+
+
+def row(session: Session, name: str) -> BaseRow:
+    """The row of a base. Raises NotFoundError, naming what there is."""
+    found = session.scalar(select(BaseRow).where(BaseRow.name == name))
+    if found is None:
+        raise NotFoundError(not_found("base", name, list(session.scalars(select(BaseRow.name))), "add-base"))
+    return found
+
+
+def get(session: Session, name: str) -> Base:
+    """A base with its layers. Raises NotFoundError."""
+    return record(row(session, name), with_layers=True)
+
+
+def listing(session: Session) -> tuple[Base, ...]:
+    """Every base with its layers, by name."""
+    rows = session.scalars(select(BaseRow).options(selectinload(BaseRow.layers)).order_by(BaseRow.name))
+    return tuple(record(found, with_layers=True) for found in rows)
+
+
+def record(found: BaseRow, *, with_layers: bool) -> Base:
+    """What leaves the catalog of a row."""
+    layers = found.layers if with_layers else []
+    return Base(
+        name=found.name,
+        model=found.model,
+        arguments=found.arguments,
+        plugin=found.plugin,
+        digest=found.digest,
+        object=found.object_digest,
+        params=found.params,
+        backbone_params=found.backbone_params,
+        bytes=found.object.size,
+        input=InputConfig.from_json(found.input),
+        created=found.created,
+        layers=tuple(LayerInfo(layer.name, layer.kind, layer.stage, layer.params) for layer in layers),
+    )
+
+
+def not_found(what: str, name: str, known: list[str], command: str) -> str:
+    """What was looked for, what there is, and what to type."""
+    if not known:
+        return f"There is no {what} {name!r}; this registry has none yet. Type: taps-registry {command} --help"
+    close = get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    shown = ", ".join(sorted(known)[:10]) + (", ..." if len(known) > 10 else "")
+    return f"There is no {what} {name!r}.{hint} There are: {shown}"

@@ -1,0 +1,130 @@
+"""What each task costs, and all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from sqlalchemy import and_, case, func, select
+from sqlalchemy.orm import Session
+
+from ..errors import SettingsError
+from ..records import BaseCost, BudgetUse, CostReport, LayerCost, TaskCost, Total
+from . import bases, budgets, tasks
+from .tables import ArtifactLayerRow, ArtifactRow, BaseRow, LayerRow, TaskRow
+
+BY = ("task", "layer", "kind")
+
+
+def report(session: Session, names: Sequence[str] = (), base: str | None = None, by: str = "task") -> CostReport:
+    """What tasks cost.
+
+    Args:
+        session: a read transaction.
+        names: of tasks; all of them if empty. Bases without any of these are left out.
+        base: one base only.
+        by: ``task``, or also ``layer`` or ``kind`` to add what all these tasks store of each.
+
+    Raises:
+        NotFoundError: for a name that does not exist.
+        SettingsError: for another ``by``.
+    """
+    if by not in BY:
+        raise SettingsError(f"Costs come by {', '.join(BY)}, not by {by!r}.")
+    for name in names:
+        tasks.row(session, name)
+    chosen = [bases.row(session, base)] if base else list(session.scalars(select(BaseRow).order_by(BaseRow.name)))
+    uses = {use.base: use for use in budgets.listing(session)}
+    costs = []
+    for row in chosen:
+        found = _artifacts(session, row, names)
+        if found or not names:
+            grouped = _by_layer(session, row, names, by) if by != "task" else ()
+            costs.append(_base_cost(row, found, grouped, uses.get(row.name)))
+    return CostReport(tuple(costs), uses.get(None))
+
+
+def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> list[tuple[str, ArtifactRow]]:
+    query = (
+        select(TaskRow.name, ArtifactRow)
+        .join(ArtifactRow, and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version))
+        .where(TaskRow.base_id == base.id)
+        .order_by(TaskRow.name)
+    )
+    if names:
+        query = query.where(TaskRow.name.in_(names))
+    return [found.tuple() for found in session.execute(query)]
+
+
+def _base_cost(
+    base: BaseRow, found: list[tuple[str, ArtifactRow]], by: tuple[LayerCost, ...], use: BudgetUse | None
+) -> BaseCost:
+    costs = tuple(_task_cost(name, artifact, base.backbone_params) for name, artifact in found)
+    files = {artifact.digest: artifact.bytes for _, artifact in found}
+    total = Total(
+        params=base.params + sum(cost.params.total for cost in costs),
+        bytes=base.object.size + sum(files.values()),
+        multiple=1 + sum(cost.share_of_base for cost in costs),
+        multiple_if_copied=1.0 + len(costs),
+    )
+    return BaseCost(base.name, base.params, base.object.size, costs, total, use, by)
+
+
+def _task_cost(name: str, artifact: ArtifactRow, backbone: int) -> TaskCost:
+    params = tasks.params(artifact)
+    return TaskCost(
+        task=name,
+        version=artifact.version,
+        method=artifact.method,
+        open_layers=artifact.open_layers,
+        layers=artifact.gated_layers,
+        params=params,
+        bytes=artifact.bytes,
+        share_of_base=(params.weights + params.norms) / backbone,
+        metrics=artifact.metrics,
+    )
+
+
+def _by_layer(session: Session, base: BaseRow, names: Sequence[str], by: str) -> tuple[LayerCost, ...]:
+    """What the tasks store of each layer, in forward order, or of each kind, by name."""
+    current = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
+    stored = (
+        select(
+            ArtifactLayerRow.layer_id,
+            func.sum(case((ArtifactLayerRow.open, 1), else_=0)).label("open"),
+            func.sum(ArtifactLayerRow.params).label("params"),
+            func.sum(ArtifactLayerRow.bytes).label("bytes"),
+        )
+        .join(ArtifactRow, ArtifactLayerRow.artifact_id == ArtifactRow.id)
+        .join(TaskRow, current)
+        .where(TaskRow.base_id == base.id, *([TaskRow.name.in_(names)] if names else []))
+        .group_by(ArtifactLayerRow.layer_id)
+        .subquery()
+    )
+    query = (
+        select(LayerRow, stored.c.open, stored.c.params, stored.c.bytes)
+        .outerjoin(stored, stored.c.layer_id == LayerRow.id)
+        .where(LayerRow.base_id == base.id)
+        .order_by(LayerRow.position)
+    )
+    rows = [
+        LayerCost(layer.name, layer.kind, 1, int(opened or 0), layer.params, int(params or 0), int(size or 0))
+        for layer, opened, params, size in session.execute(query).tuples()
+    ]
+    if by == "layer":
+        return tuple(rows)
+    return tuple(
+        LayerCost(
+            name=kind,
+            kind=kind,
+            layers=len(group),
+            open=sum(row.open for row in group),
+            params=sum(row.params for row in group),
+            task_params=sum(row.task_params for row in group),
+            task_bytes=sum(row.task_bytes for row in group),
+        )
+        for kind, group in (
+            (kind, list(members))
+            for kind, members in groupby(sorted(rows, key=lambda row: row.kind), key=lambda row: row.kind)
+        )
+    )

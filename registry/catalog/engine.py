@@ -1,0 +1,112 @@
+"""Connections to the catalog: SQLite as it should be set up, PostgreSQL through psycopg, one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session
+
+from ..errors import BusyError, SettingsError, StorageError
+
+BUSY_SECONDS = 60
+WRITER_LOCK = 0x7461707372656731  # "tapsreg1": the advisory lock of our writers on PostgreSQL
+
+
+class Catalog:
+    """A database that holds our tables.
+
+    Args:
+        url: of the database, such as ``sqlite:////srv/catalog.sqlite`` or ``postgresql://user@host/database``.
+
+    Raises:
+        SettingsError: if the URL is not one of a database we can use.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = parse(url)
+        try:
+            self.engine = create_engine(self.url)
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"The driver for {self.address} is not installed ({error}). Type: pip install 'taps-registry[postgres]'"
+            ) from error
+        if self.engine.dialect.name == "sqlite":
+            _set_up_sqlite(self.engine)
+
+    @property
+    def address(self) -> str:
+        """The URL with its password hidden."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that sees one state of the catalog and holds up nobody."""
+        with self._explained(), Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that no other writer runs beside; it commits at the end of the block."""
+        with self._explained(), self.connect_to_write() as connection, Session(connection) as session:
+            yield session
+            session.flush()
+
+    @contextmanager
+    def connect_to_write(self) -> Iterator[Connection]:
+        """The connection under ``write``: checks and changes in it cannot race with another process's."""
+        with self.engine.connect().execution_options(taps_write=True) as connection, connection.begin():
+            if self.engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            if "database is locked" in reason:
+                raise BusyError(
+                    f"Another process has been writing to {self.address} for {BUSY_SECONDS} seconds. Try again."
+                ) from error
+            raise StorageError(f"The catalog at {self.address} does not answer: {reason}") from error
+
+
+def parse(url: str) -> URL:
+    """The URL of a catalog, with psycopg as PostgreSQL's driver. Raises SettingsError for anything else."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingsError(
+            f"--database {url!r} is no URL of a database. Examples: sqlite:////srv/catalog.sqlite, "
+            "postgresql://user@host/database"
+        ) from error
+    if parsed.drivername in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise SettingsError(f"The catalog can live in SQLite or PostgreSQL, not in {parsed.get_backend_name()}.")
+    return parsed
+
+
+def _set_up_sqlite(engine: Engine) -> None:
+    """Foreign keys, readers beside a writer, patience, and transactions that begin where we say."""
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: object) -> None:
+        connection.isolation_level = None  # sqlite3 must not begin transactions by itself: see below
+        for pragma in ("foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes its lock before it reads: one that read first could find the lock taken and its view stale.
+        writes = connection.get_execution_options().get("taps_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
