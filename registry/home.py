@@ -1,0 +1,118 @@
+"""The folder a registry lives in: where its parts are, and whose they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from .errors import HomeError, SettingsError
+from .store.files import write_file
+
+FOLDER = ".taps"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Home:
+    """A registry's folder.
+
+    ::
+
+        registry.json      who this is: an id that the catalog repeats, and where the catalog is
+        catalog.sqlite     the catalog, unless it is elsewhere
+        objects/           files named by their SHA-256
+        runs/              a folder a run: checkpoints while it trains, its history afterwards
+        mlflow/            MLflow's store, unless it is on a server
+    """
+
+    root: Path
+
+    @property
+    def identity(self) -> Path:
+        return self.root / "registry.json"
+
+    @property
+    def objects(self) -> Path:
+        return self.root / "objects"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def database(self) -> str:
+        """URL of the catalog inside the folder."""
+        return f"sqlite:///{self.root / 'catalog.sqlite'}"
+
+    def lock(self) -> FileLock:
+        """Held while objects are put in place and while they are collected, never during training."""
+        return FileLock(self.root / "lock", timeout=600)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What ``registry.json`` says; ``database`` is empty for the catalog inside the folder, else without password."""
+
+    id: str
+    database: str = ""
+    format: int = 1
+
+
+def find(start: Path) -> Home:
+    """The nearest ``.taps`` at or above ``start``.
+
+    Raises:
+        HomeError: if there is none.
+    """
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        if (folder / FOLDER / "registry.json").exists():
+            return Home(folder / FOLDER)
+    raise HomeError(
+        f"No registry here: no {FOLDER} folder in {start} or above it. "
+        "Type `taps-registry init` to make one, or name one with --home."
+    )
+
+
+def existing(root: Path) -> Home:
+    """The registry at ``root``. Raises HomeError if there is none."""
+    home = Home(root.absolute())
+    if not home.identity.exists():
+        raise HomeError(f"There is no registry at {home.root}. Type: taps-registry --home {root} init")
+    return home
+
+
+def identity(home: Home) -> Identity:
+    """Who the registry is."""
+    return Identity(**json.loads(home.identity.read_text("utf-8")))
+
+
+def create(root: Path, database: str) -> tuple[Home, Identity]:
+    """Make the folder, or finish one that was begun; its id stays what it was."""
+    home = Home(root.absolute())
+    home.objects.mkdir(parents=True, exist_ok=True)
+    home.runs.mkdir(exist_ok=True)
+    with home.lock():
+        if home.identity.exists():
+            return home, identity(home)
+        made = Identity(uuid.uuid4().hex, database)
+        write_file(home.identity, json.dumps(asdict(made), indent=2).encode())
+    return home, made
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it can name a base or task: it appears in paths, URLs and tables.
+
+    Raises:
+        SettingsError: if it has other characters than letters, digits, dot, dash and underscore.
+    """
+    if not NAME.fullmatch(name):
+        raise SettingsError(
+            f"{name!r} cannot name a {what}: use letters, digits, '.', '-' and '_', beginning with a letter or digit."
+        )
+    return name

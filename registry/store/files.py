@@ -1,0 +1,53 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed into it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import StorageError
+
+
+@contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; when the block ends well, that file is flushed and takes its place.
+
+    Raises:
+        StorageError: if the disk refuses; ``path`` is then as it was.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        yield draft
+        flush(draft)
+        draft.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        with suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``, whole or not at all. Raises StorageError if the disk refuses."""
+    with in_place(path) as draft:
+        draft.write_bytes(data)
+
+
+def flush(path: Path) -> None:
+    """Wait until the file, or the folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""The object store: files named by the SHA-256 of their bytes, never changed, removed only by ``gc``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import IntegrityError
+from .files import in_place, sha256
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """A file of the store. ``size`` is in bytes."""
+
+    digest: str
+    size: int
+
+
+class ObjectStore:
+    """A folder of objects, spread over 256 sub-folders by the first two digits of their names."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the object is or would be. Raises IntegrityError for anything but a digest: this becomes a path."""
+        if not DIGEST.fullmatch(digest):
+            raise IntegrityError(f"{digest!r} is no SHA-256 digest.")
+        return self.root / digest[:2] / f"{digest[2:]}{SUFFIX}"
+
+    def put(self, source: Path) -> StoredObject:
+        """Take a copy of a file in under its digest; the caller holds the registry's lock against ``gc``.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        stored = StoredObject(sha256(source), source.stat().st_size)
+        target = self.path(stored.digest)
+        if not (target.exists() and sha256(target) == stored.digest):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with in_place(target) as draft:
+                shutil.copyfile(source, draft)
+                self._check(draft, stored.digest)
+        return stored
+
+    def get(self, digest: str) -> Path:
+        """Path of an object whose bytes have just been checked against its digest.
+
+        Raises:
+            IntegrityError: if it is not there or damaged.
+        """
+        path = self.path(digest)
+        if not path.exists():
+            raise IntegrityError(
+                f"Object {digest} is missing: {path} does not exist. `taps-registry verify` tells more."
+            )
+        self._check(path, digest)
+        return path
+
+    def __iter__(self) -> Iterator[StoredObject]:
+        """Every object there is, by name."""
+        for path in sorted(self.root.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}")):
+            digest = path.parent.name + path.name.removesuffix(SUFFIX)
+            if DIGEST.fullmatch(digest):
+                yield StoredObject(digest, path.stat().st_size)
+
+    def leftovers(self) -> list[Path]:
+        """Drafts that a crash left behind."""
+        return sorted(self.root.glob("[0-9a-f][0-9a-f]/.*.part"))
+
+    @staticmethod
+    def _check(path: Path, digest: str) -> None:
+        found = sha256(path)
+        if found != digest:
+            raise IntegrityError(f"{path} is damaged: its SHA-256 is {found}, its name says {digest}.")

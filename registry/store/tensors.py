@@ -1,0 +1,46 @@
+"""Named tensors: their identity, and safetensors files of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, uint8
+
+from ..errors import StorageError
+from .files import in_place
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes in the order of the names: the identity of a base.
+
+    Two files with the same tensors have the same digest, whatever their headers, order or alignment.
+    """
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        described = f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0{tensor.nbytes}\n"
+        whole.update(described.encode())
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; tensors that share memory are written out separately.
+
+    Args:
+        path: of the file.
+        tensors: by name; any device.
+        metadata: at most one key if the file's bytes must depend on nothing but its content.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with in_place(path) as draft:
+        try:
+            save_file(plain, draft, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            raise StorageError(f"Cannot write {path}: {error}. Nothing was changed.") from error
