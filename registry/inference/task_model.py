@@ -1,0 +1,76 @@
+"""A task ready to use: images in, classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..models.transforms import evaluation_transform
+from ..records import InputConfig, Prediction
+from .compose import Composed
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A composed model with what it needs around it.
+
+    Attributes:
+        task: name of the task.
+        version: of its artifact.
+        model: timm's, in eval mode; ``(B, C, H, W)`` float32 to logits ``(B, classes)``.
+        classes: in the order of the logits.
+        input: what images are turned into.
+    """
+
+    task: str
+    version: int
+    model: nn.Module
+    classes: tuple[str, ...]
+    input: InputConfig
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Path], top: int = 1) -> tuple[Prediction, ...]:
+        """The ``top`` most likely classes of each image file.
+
+        Raises:
+            DataError: naming the first file that is not an image.
+        """
+        transform = evaluation_transform(self.input)
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            pixels = torch.stack([transform(_open(path)) for path in batch]).to(self.device)
+            probabilities = self.model(pixels).softmax(dim=1).cpu()
+            predictions.extend(self._prediction(path, row, top) for path, row in zip(batch, probabilities, strict=True))
+        return tuple(predictions)
+
+    def _prediction(self, path: Path, row: Tensor, top: int) -> Prediction:
+        best = row.topk(min(top, len(self.classes)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return Prediction(str(path), tuple((self.classes[index], share) for index, share in pairs))
+
+
+def task_model(task: str, version: int, composed: Composed, config: InputConfig, device: torch.device) -> TaskModel:
+    """Put a composed model on a device."""
+    return TaskModel(task, version, composed.model.to(device), composed.header.classes, config)
+
+
+def _open(path: Path) -> Any:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error

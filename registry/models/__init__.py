@@ -1,0 +1,1 @@
+"""timm's models: building them, loading weights into them, taking their measure."""

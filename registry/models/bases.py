@@ -1,0 +1,138 @@
+"""Base models: from timm and a file of weights to a stored object, and back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...plugins.architectures import Partition
+from ...plugins.manager import PluginManager
+from ..catalog import bases
+from ..catalog.tables import now
+from ..context import Context
+from ..errors import PluginError, SettingsError
+from ..home import check_name
+from ..records import Base
+from ..store.tensors import digest, write_tensors
+from .build import check_input, create, has_fixed_size, input_config, load_weights
+from .measure import layer_infos, parameters
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base's weights come from: a file, timm's pretrained ones, or a seeded random initialisation."""
+
+    weights: Path | None = None
+    pretrained: bool = False
+    seed: int = 0
+
+
+def add(
+    context: Context,
+    name: str,
+    model: str,
+    source: Source,
+    arguments: Mapping[str, Any],
+    input_size: int | None = None,
+    plugin: str | None = None,
+) -> Base:
+    """Build the model, store its tensors and record it.
+
+    Raises:
+        NameTakenError: if there is a base of this name.
+        WeightsError: if the model or its weights cannot be had.
+        SettingsError: if it does not take images of this size.
+        PluginError: if no plugin, or more than one, can take it apart.
+    """
+    check_name(name, "base")
+    with context.catalog.read() as session:
+        bases.require_free(session, name)
+    arguments = dict(arguments)
+    if input_size and has_fixed_size(model) and not arguments.get("dynamic_img_size"):
+        arguments.setdefault("img_size", input_size)
+    built = _build(model, arguments, source)
+    config = input_config(built, input_size)
+    check_input(built, config)
+    plugins = context.plugins
+    architecture = plugins.architecture(plugin) if plugin else plugins.architecture_for(built)
+    partition = plugins.partition(architecture, built)
+    tensors = built.state_dict()
+    with tempfile.TemporaryDirectory(dir=context.home.root) as folder:
+        draft = Path(folder) / "base.safetensors"
+        write_tensors(draft, tensors)
+        with context.home.lock():
+            stored = context.store.put(draft)
+            base = Base(
+                name=name,
+                model=model,
+                arguments=arguments,
+                plugin=architecture.name,
+                digest=digest(tensors),
+                object=stored.digest,
+                params=parameters(built),
+                backbone_params=parameters(built, without=partition.head),
+                bytes=stored.size,
+                input=config,
+                created=now(),
+                layers=layer_infos(partition, tensors),
+            )
+            with context.catalog.write() as session:
+                bases.add(session, base)
+    return base
+
+
+def _build(model: str, arguments: Mapping[str, Any], source: Source) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.seed)
+        built = create(model, arguments, pretrained=source.pretrained)
+    if source.weights:
+        load_weights(built, source.weights)
+    return built
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base with its tensors, on the CPU, read from the store and checked. Nobody writes to them."""
+
+    record: Base
+    tensors: Mapping[str, Tensor]
+    plugins: PluginManager
+
+    def partition(self, model: nn.Module) -> Partition:
+        """How the plugin that laid out the base takes apart a model of its kind.
+
+        Raises:
+            PluginError: if that plugin is not here, or lays the layers out otherwise than when the base was added.
+        """
+        partition = self.plugins.partition(self.plugins.architecture(self.record.plugin), model)
+        laid_out = [(layer.name, layer.kind) for layer in (*partition.layers, *partition.norms)]
+        if laid_out != [(layer.name, layer.kind) for layer in self.record.layers]:
+            raise PluginError(
+                f"The plugin {self.record.plugin!r} lays out the layers of {self.record.name!r} otherwise than when "
+                "the base was added. Install the version of it (and of timm) that was used then."
+            )
+        return partition
+
+    def fresh_model(self, classes: int, seed: int) -> nn.Module:
+        """A model with the base's weights and a new head, initialised under ``seed``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = create(self.record.model, {**self.record.arguments, "num_classes": classes})
+        head = set(self.partition(model).head)
+        if not head:
+            raise SettingsError(f"{self.record.model} has no classifier that a task could have for itself.")
+        own = model.state_dict()
+        model.load_state_dict({name: own[name] if name in head else self.tensors[name] for name in own}, strict=True)
+        return model
+
+
+def load(context: Context, base: Base) -> LoadedBase:
+    """Read a base's tensors from the store. Raises IntegrityError if they are missing or damaged."""
+    return LoadedBase(base, load_file(context.store.get(base.object)), context.plugins)

@@ -1,0 +1,162 @@
+"""Builds timm models and loads weights into them, with errors that say what to type."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingsError, WeightsError
+from ..records import InputConfig
+
+
+def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts as keyword arguments; values are Python literals where they read as one.
+
+    Raises:
+        SettingsError: for a text without ``=``.
+    """
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise SettingsError(f"--model-arg takes key=value, not {pair!r}.")
+        try:
+            parsed[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[name] = text
+    return parsed
+
+
+def create(model: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """``timm.create_model``, with torch's global random state deciding what is not loaded.
+
+    Raises:
+        WeightsError: if timm has no such model, its arguments do not fit, or pretrained weights cannot be had.
+    """
+    if ":" not in model and not timm.is_model(model.partition(".")[0]):  # "hf-hub:" and "local-dir:" are timm's to find
+        close = get_close_matches(model, timm.list_models(), n=3)
+        hint = f" Close to it: {', '.join(close)}." if close else ""
+        raise WeightsError(f"timm {timm.__version__} has no model {model!r}.{hint} `timm.list_models()` lists them.")
+    try:
+        built: nn.Module = timm.create_model(model, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise WeightsError(f"timm cannot build {model} with {dict(arguments)}: {error}") from error
+    except Exception as error:  # the hub's clients raise errors of many families when there is no network
+        if not pretrained:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"The pretrained weights of {model} are not to be had: {reason} "
+            "Offline, download them elsewhere and use --weights FILE, or fill the hub cache ($HF_HOME)."
+        ) from error
+    return built.eval()
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load a checkpoint into a model, every tensor of it.
+
+    Args:
+        model: of timm.
+        file: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``) read once with ``weights_only=True``.
+
+    Raises:
+        WeightsError: if the file cannot be read, or a tensor is missing, unknown or of another shape.
+    """
+    from timm.models import load_state_dict
+
+    if not file.is_file():
+        raise WeightsError(f"There is no file {file}.")
+    try:
+        found = load_state_dict(str(file), weights_only=True)
+    except Exception as error:  # torch, safetensors and pickle each have errors of their own for a broken file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{file} cannot be read as weights: {reason}") from error
+    problems = _differences(model, found)
+    if problems:
+        found = _converted(model, found)
+        problems = _differences(model, found)
+    if problems:
+        raise WeightsError(f"{file} does not fit {type(model).__name__}. {'; '.join(problems)}.{_hint(model, found)}")
+    model.load_state_dict(found, strict=True)
+
+
+def _converted(model: nn.Module, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The checkpoint as timm converts the original authors' ones for this family, if it does."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return found
+    try:
+        converted: Mapping[str, Tensor] = convert(dict(found), model)
+    except (KeyError, ValueError, RuntimeError, AttributeError):
+        return found
+    return converted
+
+
+def _differences(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
+    wanted = model.state_dict()
+    kinds = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+    }
+    return [
+        f"{what}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for what, names in kinds.items()
+        if names
+    ]
+
+
+def _hint(model: nn.Module, found: Mapping[str, Tensor]) -> str:
+    """The argument that makes room for the checkpoint's classifier, if that is all that differs."""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    weight = found.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    if weight is None or weight.shape[0] == getattr(model, "num_classes", None):
+        return ""
+    return f" If its classifier has {weight.shape[0]} classes, add --model-arg num_classes={weight.shape[0]}."
+
+
+def input_config(model: nn.Module, pixels: int | None = None) -> InputConfig:
+    """What timm's configuration of the model says of its input, at another size if ``pixels`` is given."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config({}, model=model)
+    channels, height, width = config["input_size"]
+    return InputConfig(
+        size=(channels, pixels or height, pixels or width),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+    )
+
+
+def has_fixed_size(model: str) -> bool:
+    """Whether the model is built for one input size (transformers with position embeddings, say)."""
+    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def check_input(model: nn.Module, config: InputConfig) -> None:
+    """Run the model once on zeros. Raises SettingsError if it does not take images of this size."""
+    height, width = config.size[1:]
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *config.size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(
+            f"{type(model).__name__} does not take images of {height}x{width} pixels: {reason}"
+        ) from error

@@ -1,0 +1,399 @@
+"""The registry as Python sees it; the command line calls nothing else.
+
+Every method is one verb. What it needs of torch or timm is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..plugins.manager import PluginInfo, PluginManager
+from . import home as homes
+from . import upkeep
+from .catalog import bases, budgets, costs, runs, schema, tasks
+from .catalog.engine import Catalog
+from .catalog.identity import claim, require_same
+from .context import Context
+from .errors import BusyError, SchemaError, SettingsError
+from .records import (
+    Base,
+    BudgetUse,
+    Collected,
+    CostReport,
+    Evaluation,
+    Prediction,
+    Problem,
+    Run,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from .inference.task_model import TaskModel
+    from .training.progress import Progress
+
+
+class Registry:
+    """An open registry. Make one with ``Registry.init`` or ``Registry.open``; close it, or use it with ``with``."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    # Opening
+
+    @classmethod
+    def init(
+        cls, home: str | Path = homes.FOLDER, *, database: str = "", disabled_plugins: Iterable[str] = ()
+    ) -> Registry:
+        """Make a registry, or finish one whose making was interrupted; an existing one is opened.
+
+        Args:
+            home: the folder to make.
+            database: URL of the catalog; empty for SQLite inside the folder.
+            disabled_plugins: names of plugins to pass over.
+
+        Raises:
+            SettingsError: for a URL we cannot use.
+            HomeError: if the database belongs to another registry.
+        """
+        remembered = Catalog(database).address if database else ""
+        folder, who = homes.create(Path(home), remembered)
+        catalog = Catalog(_database(folder, who, database))
+        schema.upgrade(catalog)
+        claim(catalog, who.id, folder.root)
+        return cls(Context(folder, catalog, PluginManager(disabled_plugins)))
+
+    @classmethod
+    def open(
+        cls, home: str | Path | None = None, *, database: str = "", disabled_plugins: Iterable[str] = ()
+    ) -> Registry:
+        """Open a registry.
+
+        Args:
+            home: its folder; None for the nearest ``.taps`` at or above the working directory.
+            database: URL of the catalog; empty for SQLite inside the folder.
+            disabled_plugins: names of plugins to pass over.
+
+        Raises:
+            HomeError: if there is none, or the database belongs to another registry.
+            SchemaError: if the catalog is older or newer than this version.
+        """
+        folder = homes.existing(Path(home)) if home else homes.find(Path.cwd())
+        who = homes.identity(folder)
+        catalog = Catalog(_database(folder, who, database))
+        schema.check(catalog)
+        require_same(catalog, who.id, folder.root)
+        return cls(Context(folder, catalog, PluginManager(disabled_plugins)))
+
+    @classmethod
+    def upgrade(cls, home: str | Path | None = None, *, database: str = "") -> tuple[str | None, str]:
+        """Bring the catalog's schema to this version's; nothing else ever migrates.
+
+        Returns:
+            The revisions before and after.
+
+        Raises:
+            HomeError: if there is no registry.
+            SchemaError: if the catalog is newer than this version.
+        """
+        folder = homes.existing(Path(home)) if home else homes.find(Path.cwd())
+        who = homes.identity(folder)
+        catalog = Catalog(_database(folder, who, database))
+        try:
+            revisions = schema.upgrade(catalog)
+            claim(catalog, who.id, folder.root)
+        finally:
+            catalog.close()
+        return revisions
+
+    def close(self) -> None:
+        """Close the connections to the catalog."""
+        self._context.catalog.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def home(self) -> Path:
+        """The registry's folder."""
+        return self._context.home.root
+
+    # Bases
+
+    def add_base(
+        self,
+        name: str,
+        model: str,
+        *,
+        weights: str | Path | None = None,
+        pretrained: bool = False,
+        random_init: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        input_size: int | None = None,
+        plugin: str | None = None,
+        seed: int = 0,
+    ) -> Base:
+        """Put a timm model into the registry; exactly one of ``weights``, ``pretrained`` and ``random_init``.
+
+        Args:
+            name: of the base.
+            model: timm's name.
+            weights: a ``.safetensors`` file, or a ``.pth`` that is read with ``weights_only=True``.
+            pretrained: take timm's pretrained weights, from the hub or its cache.
+            random_init: leave the weights as they are initialised under ``seed``.
+            arguments: further arguments of ``timm.create_model``.
+            input_size: pixels, if not the model's own.
+            plugin: architecture plugin, if more than one fits.
+            seed: of the initialisation.
+
+        Raises:
+            SettingsError, NameTakenError, WeightsError, PluginError, StorageError
+        """
+        if sum((weights is not None, pretrained, random_init)) != 1:
+            raise SettingsError("Say where the weights come from: one of --weights FILE, --pretrained, --random-init.")
+        from .models.bases import Source, add
+
+        source = Source(Path(weights) if weights is not None else None, pretrained, seed)
+        return add(self._context, name, model, source, arguments or {}, input_size, plugin)
+
+    def bases(self) -> tuple[Base, ...]:
+        """Every base, by name."""
+        with self._context.catalog.read() as session:
+            return bases.listing(session)
+
+    def base(self, name: str) -> Base:
+        """A base with its layers. Raises NotFoundError."""
+        with self._context.catalog.read() as session:
+            return bases.get(session, name)
+
+    # Tasks
+
+    def add_task(
+        self, name: str, base: str, data: str | Path, *, progress: Progress | None = None, **settings: Any
+    ) -> Task:
+        """Train a task on a base and add it.
+
+        Args:
+            name: of the task, unique in the registry.
+            base: name of the base.
+            data: a folder of class folders, or ``SCHEME/NAME[@ROOT]``.
+            progress: who is told; nobody by default.
+            settings: fields of ``training.settings.TaskSettings``.
+
+        Raises:
+            SettingsError, NotFoundError, NameTakenError, DataError, BudgetError: before anything is written.
+            TrainingError, BudgetError, Interrupted: later; ``resume_task`` goes on.
+        """
+        from .training.adding import add_task
+        from .training.progress import Progress as Quiet
+        from .training.settings import TaskSettings
+
+        made = TaskSettings(data=_absolute(data), **_absolute_data(settings))
+        return add_task(self._context, name, base, made, progress or Quiet())
+
+    def resume_task(self, name: str, *, progress: Progress | None = None, **changes: Any) -> Task:
+        """Go on with a task that was interrupted, failed, or did not fit its budget.
+
+        Args:
+            name: of the task.
+            progress: who is told; nobody by default.
+            changes: settings that shall be other than before. Another ``sparsity``, ``threshold``, ``score_lr``,
+                ``lr`` or ``weight_decay`` trains again from the weights reached; more ``epochs`` go on to them.
+
+        Raises:
+            NotFoundError: if there is nothing to resume.
+            SettingsError: for a change that would make it another run.
+            BusyError: if it is being trained right now.
+        """
+        from .training.adding import resume_task
+        from .training.progress import Progress as Quiet
+
+        return resume_task(self._context, name, _absolute_data(changes), progress or Quiet())
+
+    def tasks(self, base: str | None = None) -> tuple[Task, ...]:
+        """Every task, or those on one base, without their layers. Raises NotFoundError for an unknown base."""
+        with self._context.catalog.read() as session:
+            return tasks.listing(session, base)
+
+    def task(self, name: str) -> Task:
+        """A task with its layers. Raises NotFoundError."""
+        with self._context.catalog.read() as session:
+            return tasks.get(session, name)
+
+    def remove(self, name: str) -> None:
+        """Forget a task; ``gc`` frees its bytes.
+
+        Raises:
+            NotFoundError: if there is none of this name.
+            BusyError: if it is being trained right now.
+        """
+        from .training.runs import is_alive
+
+        with self._context.catalog.write() as session:
+            run = runs.of_task(session, name)
+            if run is not None and is_alive(self._context.home, run.id):
+                raise BusyError(f"The task {name!r} is being trained right now; stop that process first.")
+            tasks.remove(session, name)
+
+    # Costs and budgets
+
+    def cost(self, tasks: Sequence[str] = (), *, base: str | None = None, by: str = "task") -> CostReport:
+        """What tasks cost in parameters and bytes.
+
+        Args:
+            tasks: names; all of them if empty.
+            base: one base only.
+            by: ``layer`` or ``kind`` to add what the tasks store of each.
+
+        Raises:
+            NotFoundError, SettingsError
+        """
+        with self._context.catalog.read() as session:
+            return costs.report(session, tasks, base, by)
+
+    def set_budget(
+        self, *, base: str | None = None, max_bytes: int | None = None, max_params: int | None = None
+    ) -> tuple[BudgetUse, ...]:
+        """Limit what the tasks of a base, or of the whole registry, may take. Replaces an earlier budget.
+
+        Raises:
+            SettingsError: without any limit, or for a negative one.
+            NotFoundError: for an unknown base.
+        """
+        limits = [limit for limit in (max_bytes, max_params) if limit is not None]
+        if not limits or min(limits) < 0:
+            raise SettingsError("A budget needs --max-bytes or --max-params, from 0 upwards.")
+        with self._context.catalog.write() as session:
+            budgets.put(session, base, max_bytes, max_params)
+        return self.budgets()
+
+    def budgets(self) -> tuple[BudgetUse, ...]:
+        """Every budget and what is used of it."""
+        with self._context.catalog.read() as session:
+            return budgets.listing(session)
+
+    def clear_budget(self, *, base: str | None = None) -> bool:
+        """Remove a budget; False if there was none. Raises NotFoundError for an unknown base."""
+        with self._context.catalog.write() as session:
+            return budgets.clear(session, base)
+
+    # Using tasks
+
+    def load(self, task: str, *, device: str = "auto") -> TaskModel:
+        """A task ready to predict; two tasks share nothing that one of them could change.
+
+        Raises:
+            NotFoundError: if there is none of this name, or it is in training.
+            IntegrityError: if its bytes or the base's are missing or damaged.
+        """
+        from .inference.compose import compose
+        from .inference.task_model import task_model
+        from .models.bases import load
+        from .training.loop import make_accelerator
+
+        with self._context.catalog.read() as session:
+            record = tasks.ready(session, task)
+            base = bases.get(session, record.base)
+        composed = compose(load(self._context, base), self._context.store.get(record.digest))
+        config = record.input or base.input
+        return task_model(task, record.version or 0, composed, config, make_accelerator(device, "fp32").device)
+
+    def predict(
+        self, task: str, images: Sequence[str | Path], *, top: int = 1, device: str = "auto"
+    ) -> tuple[Prediction, ...]:
+        """The ``top`` most likely classes of each image file. Raises what ``load`` raises, and DataError."""
+        return self.load(task, device=device).predict([Path(image) for image in images], top)
+
+    def evaluate(
+        self, task: str, data: str | Path, *, batch_size: int = 64, workers: int = 0, device: str = "auto"
+    ) -> Evaluation:
+        """Accuracy and loss of a task on labelled images: the test split of ``data``, or all of it.
+
+        Raises:
+            DataError: for classes that the task does not know. Otherwise what ``load`` raises.
+        """
+        from .models.transforms import evaluation_transform
+        from .training.data import open_images
+        from .training.evaluation import measure
+        from .training.images import Images, evaluation_loader
+        from .training.loop import make_accelerator
+
+        accelerator = make_accelerator(device, "fp32")
+        ready = self.load(task, device=device)
+        images = Images(open_images(str(data), ready.classes), evaluation_transform(ready.input))
+        loader = accelerator.prepare(evaluation_loader(images, batch_size, workers))
+        found = measure(ready.model, loader, accelerator)
+        return Evaluation(task, ready.version, found.images, found.accuracy, found.loss)
+
+    def export(self, task: str, path: str | Path) -> str:
+        """Write a task as a plain timm checkpoint.
+
+        Returns:
+            The call of ``timm.create_model`` that loads it, with the same logits bit for bit.
+
+        Raises:
+            SettingsError: unless the path ends in ``.safetensors``. Otherwise what ``load`` raises.
+        """
+        from .inference.compose import compose
+        from .inference.export import export
+        from .models.bases import load
+
+        with self._context.catalog.read() as session:
+            record = tasks.ready(session, task)
+            base = bases.get(session, record.base)
+        composed = compose(load(self._context, base), self._context.store.get(record.digest))
+        return export(composed, base, Path(path))
+
+    # Upkeep
+
+    def gc(self, *, dry_run: bool = False) -> Collected:
+        """Remove what nothing refers to; with ``dry_run`` only say what that is."""
+        return upkeep.collect(self._context, dry_run=dry_run)
+
+    def verify(self, *, deep: bool = False) -> tuple[Problem, ...]:
+        """Hold the catalog against the bytes; with ``deep`` read every one of them. Empty if all is well."""
+        return upkeep.verify(self._context, deep=deep)
+
+    def runs(self, task: str | None = None) -> tuple[Run, ...]:
+        """Every run, newest first; one whose process died without a word is listed as interrupted."""
+        from .training.runs import is_alive
+
+        with self._context.catalog.read() as session:
+            found = runs.listing(session, task)
+        return tuple(
+            replace(run, state="interrupted")
+            if run.state == "running" and not is_alive(self._context.home, run.id)
+            else run
+            for run in found
+        )
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin that was found, with its state."""
+        return self._context.plugins.plugins()
+
+
+def _database(home: homes.Home, who: homes.Identity, database: str) -> str:
+    """The URL of the catalog; a registry whose catalog is elsewhere must be told where."""
+    if database:
+        return database
+    if who.database:
+        raise SchemaError(
+            f"The catalog of {home.root} is in {who.database}. Name it with --database or $TAPS_DATABASE_URL."
+        )
+    return home.database
+
+
+def _absolute(data: str | Path) -> str:
+    """A path that means the same when the run is resumed from another folder; schemes stay as they are."""
+    return str(Path(data).absolute()) if Path(data).exists() else str(data)
+
+
+def _absolute_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: value for name, value in settings.items() if name in ("data", "val_data", "test_data") and value}
+    return {**settings, **{name: _absolute(value) for name, value in named.items()}}

@@ -1,0 +1,1 @@
+"""Adding a task: data, the loop, checkpoints, evaluation, tracking."""

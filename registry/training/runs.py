@@ -1,0 +1,53 @@
+"""A run's folder and its lock: what is alive, what can be resumed, what is left over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import BusyError
+from ..home import Home
+
+LOCK = "lock"
+
+
+@contextmanager
+def held(home: Home, run: str) -> Iterator[Path]:
+    """The run's folder, while no other process can train it; the system drops the lock with the process.
+
+    Raises:
+        BusyError: if another process trains it.
+    """
+    folder = home.runs / run
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield folder
+    except Timeout as error:
+        raise BusyError(f"The run {run} is being trained by another process right now.") from error
+
+
+def is_alive(home: Home, run: str) -> bool:
+    """Whether a process on this machine is training the run."""
+    if not (home.runs / run / LOCK).exists():
+        return False
+    try:
+        with FileLock(home.runs / run / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def drop_weights(folder: Path) -> None:
+    """Remove what a finished run no longer needs; its history stays."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def drop(home: Home, run: str) -> None:
+    """Remove a run's folder."""
+    shutil.rmtree(home.runs / run, ignore_errors=True)

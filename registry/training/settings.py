@@ -1,0 +1,150 @@
+"""What a task can be told, which values make sense, and which may change when a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ...plugins.methods import Method, MethodSettings
+from ..errors import SettingsError
+from ..models.transforms import AUGMENTATIONS
+
+NORMS = ("task", "gated", "frozen")
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+METHOD_OPTIONS = frozenset({"sparsity", "threshold", "score_lr", "norms"})
+FREELY_CHANGED = frozenset(
+    {
+        "data",
+        "val_data",
+        "test_data",
+        "encoding",
+        "device",
+        "precision",
+        "workers",
+        "processes",
+        "tracker",
+        "tracking_uri",
+    }
+)
+TRAINED_UNDER = ("sparsity", "threshold", "score_lr", "lr", "weight_decay")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Everything that decides a run. Two runs with equal settings on equal data and machines end with equal bytes.
+
+    Attributes:
+        data: a folder, or ``SCHEME/NAME[@ROOT]`` for ``timm.data.create_dataset``.
+        val_data: where validation images are, if not part of ``data``.
+        test_data: where test images are, if not part of ``data``.
+        method: how the base is adapted.
+        epochs: passes over the training images.
+        batch_size: images a step and process.
+        lr: learning rate of the weights; None for the default of the base's plugin.
+        weight_decay: decoupled.
+        score_lr: learning rate of the gates' scores.
+        sparsity: lambda, the strength of the penalty on the scores.
+        threshold: a gate is open while its score is at least this.
+        norms: ``task``, ``gated`` or ``frozen``.
+        encoding: how changed layers are stored.
+        augment: ``none``, ``light`` or ``standard``.
+        input_size: pixels; None for the base's.
+        seed: of the split, the head, the order and the augmentation of images.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of the forward and backward pass.
+        workers: processes that load images; None for as many as the machine can spare. Results do not depend on it.
+        processes: processes that train, one a device.
+        tracker: plugin that follows the run.
+        tracking_uri: where to; empty for inside the registry.
+        skip_bad_images: leave unreadable images out instead of refusing them.
+    """
+
+    data: str
+    val_data: str = ""
+    test_data: str = ""
+    method: str = "taps"
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float | None = None
+    weight_decay: float = 0.01
+    score_lr: float = 0.01
+    sparsity: float = 1.0
+    threshold: float = 0.1
+    norms: str = "task"
+    encoding: str = "fp32"
+    augment: str = "standard"
+    input_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+    processes: int = 1
+    tracker: str = "mlflow"
+    tracking_uri: str = ""
+    skip_bad_images: bool = False
+
+    def check(self) -> None:
+        """Raises SettingsError for the first value that makes no sense."""
+        for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("processes", 1), ("input_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"{option(name)} is at least {least}, not {value}.")
+        for name in ("lr", "weight_decay", "score_lr", "sparsity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise SettingsError(f"{option(name)} is a number from 0 upwards, not {value}.")
+        for name, allowed in (("norms", NORMS), ("precision", tuple(PRECISIONS)), ("augment", tuple(AUGMENTATIONS))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise SettingsError(f"{option(name)} is one of {', '.join(allowed)}, not {value!r}.")
+
+    def check_method(self, method: Method) -> None:
+        """Raises SettingsError if an option was changed that means nothing to the method."""
+        unused = [
+            option(field.name)
+            for field in fields(self)
+            if field.name in METHOD_OPTIONS - method.options and getattr(self, field.name) != field.default
+        ]
+        if unused:
+            raise SettingsError(f"--method {method.name} has no use for {', '.join(unused)}; leave it out.")
+
+    def for_method(self, default_lr: float) -> MethodSettings:
+        """What the method is told of it."""
+        return MethodSettings(
+            epochs=self.epochs,
+            lr=self.lr if self.lr is not None else default_lr,
+            weight_decay=self.weight_decay,
+            sparsity=self.sparsity,
+            threshold=self.threshold,
+            score_lr=self.score_lr,
+            norms=self.norms,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For the catalog and the tracker."""
+        return asdict(self)
+
+    def changed(self, changes: Mapping[str, Any]) -> TaskSettings:
+        """These settings for a resumed run.
+
+        Raises:
+            SettingsError: for a change that would make it another run.
+        """
+        real = {name: value for name, value in changes.items() if getattr(self, name) != value}
+        fixed = sorted(set(real) - FREELY_CHANGED - set(TRAINED_UNDER) - {"epochs"})
+        if fixed:
+            raise SettingsError(
+                f"A resumed run keeps its {', '.join(option(name) for name in fixed)}. "
+                "Leave it out, or `taps-registry remove` the task and add it anew."
+            )
+        return replace(self, **real)
+
+    def trained_under(self) -> dict[str, Any]:
+        """The settings that weights and gates depend on: if they change, a resumed run trains again."""
+        return {name: getattr(self, name) for name in TRAINED_UNDER}
+
+
+def option(name: str) -> str:
+    """The command line's name of a field."""
+    return "--" + name.replace("_", "-")

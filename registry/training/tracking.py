@@ -1,0 +1,96 @@
+"""Follows a run with a tracker, and survives the tracker."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ...plugins.methods import LayerState
+from ...plugins.trackers import RunInfo, TrackedRun, Tracker
+from ..errors import TrainingError
+from .progress import EpochResult, Progress
+
+
+class Following:
+    """A run being followed. After the tracker's first failure the user is told, and it is left alone.
+
+    Args:
+        tracker: that follows.
+        run: which run.
+        progress: who is told.
+
+    Raises:
+        TrainingError: if the tracker does not even begin: nothing is lost yet, and the user may prefer another.
+    """
+
+    def __init__(self, tracker: Tracker, run: RunInfo, progress: Progress) -> None:
+        self.progress = progress
+        self.tracker = tracker.name
+        try:
+            self._run: TrackedRun | None = tracker.follow(run)
+        except Exception as error:  # a stranger's code and somebody's server: anything can come
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise TrainingError(
+                f"The tracker {tracker.name!r} cannot follow the run: {reason}. Mend it, or train with --tracker none."
+            ) from error
+        self.id = self._run.id
+
+    def parameters(self, values: Mapping[str, object]) -> None:
+        """Record settings and facts, nested ones as JSON."""
+        flat = {name: json.dumps(v) if isinstance(v, dict | list | tuple) else v for name, v in values.items()}
+        self._try(lambda run: run.parameters(flat))
+
+    def epoch(self, result: EpochResult) -> None:
+        """Record an epoch's metrics."""
+        self._try(
+            lambda run: run.metrics(
+                {
+                    "train/loss": result.loss,
+                    "train/penalty": result.penalty,
+                    "train/accuracy": result.accuracy,
+                    "val/loss": result.val_loss,
+                    "val/accuracy": result.val_accuracy,
+                    "storage/open_layers": result.open_layers,
+                    "storage/params": result.params,
+                    "storage/share_of_base": result.share_of_base,
+                    "storage/bytes": result.bytes,
+                },
+                result.epoch,
+            )
+        )
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record other numbers."""
+        self._try(lambda run: run.metrics(values, step))
+
+    def scores(self, layers: Sequence[LayerState], threshold: float, title: str) -> None:
+        """Keep a picture of the gates' scores; nothing for a method without scores."""
+        if all(layer.score is None for layer in layers):
+            return
+
+        def draw(run: TrackedRun) -> None:
+            from .pictures import scores_picture
+
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "scores.png"
+                scores_picture(path, layers, threshold, title)
+                run.picture(path)
+
+        self._try(draw)
+
+    def end(self, state: str) -> None:
+        """Close the run as ``finished``, ``failed`` or ``interrupted``."""
+        self._try(lambda run: run.end(state))
+
+    def _try(self, action: Callable[[TrackedRun], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # noqa: BLE001  (no tracker's failure may lose a trained task)
+            self._run = None
+            self.progress.note(
+                f"The tracker {self.tracker!r} failed ({type(error).__name__}: {error}); training goes on without it."
+            )

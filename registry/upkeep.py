@@ -1,0 +1,137 @@
+"""Keeping catalog and bytes together: what nothing refers to any more, and what is not as it should be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import select
+
+from .catalog import bases, tasks
+from .catalog.tables import ArtifactRow, BaseRow, ObjectRow, RunRow, TaskRow
+from .context import Context
+from .errors import TapsError
+from .records import Collected, Problem
+
+
+def collect(context: Context, *, dry_run: bool) -> Collected:
+    """Remove what nothing refers to: objects, drafts that a crash left, folders of runs that no task waits for.
+
+    Args:
+        context: of the registry.
+        dry_run: only say what would be removed.
+    """
+    from .training.runs import is_alive
+
+    removed: list[str] = []
+    size = 0
+    with context.home.lock(), context.catalog.write() as session:
+        used = set(session.scalars(select(ArtifactRow.digest))) | set(session.scalars(select(BaseRow.object_digest)))
+        waiting = set(session.scalars(select(RunRow.id).join(TaskRow).where(TaskRow.state == "training")))
+        kept = set(session.scalars(select(RunRow.id).where(RunRow.task_id.is_not(None))))
+        for stored in context.store:
+            if stored.digest not in used:
+                removed.append(f"object {stored.digest}")
+                size += stored.size
+                if not dry_run:
+                    context.store.path(stored.digest).unlink()
+        for row in session.scalars(select(ObjectRow)):
+            if row.digest not in used and not dry_run:
+                session.delete(row)
+        leftovers = [*context.store.leftovers(), *_leftover_runs(context, waiting, kept)]
+        for path in leftovers:
+            if path.is_dir() and is_alive(context.home, path.name):
+                continue
+            removed.append(str(path.relative_to(context.home.root)))
+            size += _size(path)
+            if not dry_run:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Collected(tuple(removed), size, dry_run)
+
+
+def _leftover_runs(context: Context, waiting: set[str], kept: set[str]) -> Iterator[Path]:
+    """Folders of runs whose task is gone, and weights in those of finished ones."""
+    for folder in sorted(context.home.runs.iterdir()):
+        if folder.name not in kept:
+            yield folder
+        elif folder.name not in waiting:
+            yield from sorted(folder.glob("*.safetensors"))
+
+
+def _size(path: Path) -> int:
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
+def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
+    """Hold the catalog against the bytes.
+
+    Args:
+        context: of the registry.
+        deep: also read every byte, check digests, and compose every task from its base.
+
+    Returns:
+        What is wrong; empty if all is well.
+    """
+    with context.catalog.read() as session:
+        objects = list(session.execute(select(ObjectRow.digest, ObjectRow.size)).tuples())
+        known = bases.listing(session)
+        ready = [task for task in tasks.listing(session) if task.state == "ready"]
+    problems = list(_objects(context, objects))
+    broken = {problem.subject for problem in problems}
+    for task in ready:
+        if f"object {task.digest}" not in broken:
+            problems.extend(
+                _artifact(context, task.name, task.digest, {base.name: base.digest for base in known}[task.base])
+            )
+    if deep:
+        problems.extend(_deep(context))
+    return tuple(problems)
+
+
+def _objects(context: Context, objects: list[tuple[str, int]]) -> Iterator[Problem]:
+    for digest, size in objects:
+        path = context.store.path(digest)
+        if not path.exists():
+            yield Problem(f"object {digest}", f"is missing: {path}")
+        elif path.stat().st_size != size:
+            yield Problem(f"object {digest}", f"has {path.stat().st_size} bytes instead of {size}")
+
+
+def _artifact(context: Context, task: str, digest: str, base_digest: str) -> Iterator[Problem]:
+    from .store.artifact import read_header
+
+    try:
+        header = read_header(context.store.path(digest))
+    except TapsError as error:
+        yield Problem(f"task {task}", str(error))
+        return
+    if header.base != base_digest:
+        yield Problem(f"task {task}", f"belongs to the base with digest {header.base}, its base has {base_digest}")
+
+
+def _deep(context: Context) -> Iterator[Problem]:
+    """Every byte: digests of objects, tensors of bases, composition of tasks."""
+    from .inference.compose import compose
+    from .models.bases import load
+    from .store.tensors import digest
+
+    with context.catalog.read() as session:
+        known = bases.listing(session)
+        ready = [task for task in tasks.listing(session) if task.state == "ready"]
+    for base in known:
+        try:
+            loaded = load(context, base)
+        except TapsError as error:
+            yield Problem(f"base {base.name}", str(error))
+            continue
+        found = digest(loaded.tensors)
+        if found != base.digest:
+            yield Problem(f"base {base.name}", f"its tensors have the digest {found}, the catalog says {base.digest}")
+        for task in (task for task in ready if task.base == base.name):
+            try:
+                compose(loaded, context.store.get(task.digest))
+            except TapsError as error:
+                yield Problem(f"task {task.name}", str(error))
