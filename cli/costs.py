@@ -1,0 +1,204 @@
+"""Costs: cost, budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import Amount, number, percent, print_json, print_table, say, size
+from .session import Session, Verb, format_option
+
+if TYPE_CHECKING:
+    from ..registry.records import BaseCost, BudgetUse, CostReport
+
+
+@click.command(cls=Verb)
+@click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@click.option("--base", metavar="B", help="One base only.")
+@click.option(
+    "--by", type=click.Choice(["task", "layer", "kind"]), default="task", show_default=True, help="Add a break-down."
+)
+@format_option
+@click.pass_obj
+def cost(session: Session, tasks: tuple[str, ...], base: str | None, by: str, form: str) -> None:
+    """What each task costs, and all of them together.
+
+    \b
+    Examples:
+      taps-registry cost
+      taps-registry cost cars birds --by layer --format json
+    """
+    with session.open() as registry:
+        report = registry.cost(tasks, base=base, by=by)
+    if form == "json":
+        return print_json(report)
+    print_report(report, by)
+    return None
+
+
+def print_report(report: CostReport, by: str) -> None:
+    """A table a base, its totals, and its budget."""
+    if not report.bases:
+        say("There are no bases yet. Type: taps-registry add-base --help")
+    for found in report.bases:
+        _print_base(found)
+        if by != "task":
+            _print_breakdown(found, by)
+    if report.budget:
+        say(_usage(report.budget))
+
+
+def _print_base(cost: BaseCost) -> None:
+    from .tasks import accuracy
+
+    print_table(
+        ("task", "method", "open>", "weights>", "norms>", "head>", "size>", "of base>", "accuracy>"),
+        (
+            ("(base) " + cost.base, "", "", number(cost.params), "", "", size(cost.bytes), "100.0 %", ""),
+            *(
+                (
+                    task.task,
+                    task.method,
+                    f"{task.open_layers}/{task.layers}",
+                    number(task.params.weights),
+                    number(task.params.norms),
+                    number(task.params.head),
+                    size(task.bytes),
+                    percent(task.share_of_base),
+                    accuracy(task.metrics),
+                )
+                for task in cost.tasks
+            ),
+        ),
+        total=(
+            "total",
+            "",
+            "",
+            number(cost.total.params),
+            "",
+            "",
+            size(cost.total.bytes),
+            percent(cost.total.multiple),
+            "",
+        ),
+    )
+    click.echo(
+        f"{cost.base} with {len(cost.tasks)} tasks: {cost.total.multiple:.2f} times the base; "
+        f"copied for each task: {cost.total.multiple_if_copied:.2f} times."
+    )
+    if cost.budget:
+        click.echo(_usage(cost.budget))
+
+
+def _print_breakdown(cost: BaseCost, by: str) -> None:
+    print_table(
+        (by, "kind", "layers>", "stored>", "of base>", "in tasks>", "size>"),
+        (
+            (
+                row.name,
+                row.kind,
+                row.layers,
+                row.open,
+                number(row.params),
+                number(row.task_params),
+                size(row.task_bytes),
+            )
+            for row in cost.by
+        ),
+    )
+
+
+@click.group()
+def budget() -> None:
+    """Limits on what the tasks of a base, or of the whole registry, may take.
+
+    \b
+    Example:
+      taps-registry budget set --base r50 --max-bytes 2GB
+    """
+
+
+@budget.command(cls=Verb, name="set")
+@click.option("--base", metavar="B", help="The budget of one base; without it that of the whole registry.")
+@click.option("--max-bytes", type=Amount("bytes"), metavar="2GB", help="Of the artifacts of all tasks.")
+@click.option("--max-params", type=Amount("params"), metavar="10M", help="In the artifacts of all tasks.")
+@format_option
+@click.pass_obj
+def set_budget(session: Session, base: str | None, max_bytes: int | None, max_params: int | None, form: str) -> None:
+    """Set or replace a budget.
+
+    \b
+    Example:
+      taps-registry budget set --base r50 --max-bytes 2GB --max-params 100M
+    """
+    with session.open() as registry:
+        _print_budgets(registry.set_budget(base=base, max_bytes=max_bytes, max_params=max_params), form)
+
+
+@budget.command(cls=Verb, name="show")
+@click.option("--base", metavar="B", help="One base only.")
+@format_option
+@click.pass_obj
+def show_budget(session: Session, base: str | None, form: str) -> None:
+    """Show every budget and what is used of it.
+
+    \b
+    Example:
+      taps-registry budget show
+    """
+    with session.open() as registry:
+        if base:
+            registry.base(base)
+        uses = registry.budgets()
+    _print_budgets(tuple(use for use in uses if base is None or use.base == base), form)
+
+
+@budget.command(cls=Verb, name="clear")
+@click.option("--base", metavar="B", help="The budget of one base; without it that of the whole registry.")
+@click.pass_obj
+def clear_budget(session: Session, base: str | None) -> None:
+    """Remove a budget.
+
+    \b
+    Example:
+      taps-registry budget clear --base r50
+    """
+    with session.open() as registry:
+        there_was = registry.clear_budget(base=base)
+    scope = f"the base {base}" if base else "the registry"
+    say(f"Removed the budget of {scope}." if there_was else f"There was no budget of {scope}.")
+
+
+def _print_budgets(uses: tuple[BudgetUse, ...], form: str) -> None:
+    if form == "json":
+        return print_json({"budgets": uses})
+    if not uses:
+        return say("There are no budgets. Type: taps-registry budget set --help")
+    print_table(
+        ("budget of", "bytes used>", "at most>", "parameters used>", "at most>"),
+        (
+            (
+                use.base or "(registry)",
+                size(use.used_bytes),
+                _limit(use.max_bytes, size),
+                number(use.used_params),
+                _limit(use.max_params, number),
+            )
+            for use in uses
+        ),
+    )
+    return None
+
+
+def _limit(limit: int | None, shown: Any) -> str:
+    return "" if limit is None else str(shown(limit))
+
+
+def _usage(use: BudgetUse) -> str:
+    parts = []
+    if use.max_bytes is not None:
+        parts.append(f"{size(use.used_bytes)} of {size(use.max_bytes)}")
+    if use.max_params is not None:
+        parts.append(f"{number(use.used_params)} of {number(use.max_params)} parameters")
+    return f"Budget of {use.base or 'the registry'}: {', '.join(parts)} used."

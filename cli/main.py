@@ -1,0 +1,136 @@
+"""``taps-registry``: the group of all commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+from typing import Any
+
+import click
+
+from .session import Session, common_options
+
+# Which file has which commands: a command's file is imported when the command is typed.
+COMMANDS = {
+    "init": "upkeep",
+    "upgrade": "upkeep",
+    "add-base": "bases",
+    "bases": "bases",
+    "add-task": "tasks",
+    "tasks": "tasks",
+    "show": "tasks",
+    "cost": "costs",
+    "budget": "costs",
+    "predict": "use",
+    "evaluate": "use",
+    "export": "use",
+    "remove": "tasks",
+    "gc": "upkeep",
+    "verify": "upkeep",
+    "runs": "upkeep",
+    "plugins": "upkeep",
+    "ui": "upkeep",
+    "demo": "demo",
+}
+
+
+class Program(click.Group):
+    """Finds commands by name without importing all of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__package__}.{COMMANDS[cmd_name]}")
+        found: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from difflib import get_close_matches
+
+        close = get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = f" Did you mean {close[0]!r}?" if close else " `taps-registry --help` lists the commands."
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        from importlib.metadata import version as installed
+
+        click.echo(f"taps-registry {installed('taps-registry')}")
+        context.exit()
+
+
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+def main() -> None:
+    """One pre-trained vision backbone, any number of tasks, each stored as the layers it changed.
+
+    \b
+    A first session:
+      taps-registry init
+      taps-registry add-base r50 --model resnet50 --pretrained
+      taps-registry add-task cars --base r50 --data images/cars
+      taps-registry cost
+    """
+
+
+main.params.extend(common_options())
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The console script: runs a command and exits with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    session = Session()
+    sys.exit(_run(arguments, session))
+
+
+def _run(arguments: list[str] | None, session: Session) -> int:
+    from ..registry.errors import TapsError
+
+    _quiet_libraries("--verbose" in (arguments if arguments is not None else sys.argv))
+    try:
+        code: Any = main.main(arguments, "taps-registry", standalone_mode=False, obj=session)
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TapsError as error:
+        if session.verbose:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Keep the libraries' logs off the terminal unless they were asked for."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr)
+    if not verbose:
+        for name in ("mlflow", "alembic", "timm", "accelerate", "torch"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does: resumable."""
+    raise KeyboardInterrupt

@@ -1,0 +1,103 @@
+"""Printing: tables for people, JSON for programs, numbers short enough to read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+from .session import plain
+
+WIDE = 220  # columns of a table that goes into a file or a pipe: names must not be cut there
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, total: Sequence[Any] = ()) -> None:
+    """A table; columns whose name ends in ``>`` are set to the right. ``total`` is set apart below."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    table = Table(box=box.SIMPLE_HEAD, show_footer=bool(total), pad_edge=False)
+    footer = [str(value) for value in total] or [""] * len(columns)
+    for name, below in zip(columns, footer, strict=True):
+        right = name.endswith(">")
+        table.add_column(
+            name.removesuffix(">"),
+            footer=below,
+            justify="right" if right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(str(value) for value in row))
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error: standard output is for results."""
+    click.echo(text, err=True)
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 1.2 MB."""
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def number(count: float) -> str:
+    """Parameters: 11.2 M."""
+    return _scaled(count, 1000, ("", "k", "M", "G"))
+
+
+def percent(share: float) -> str:
+    """A share of 1 as per cent."""
+    return f"{100 * share:.1f} %"
+
+
+def time(moment: datetime | None) -> str:
+    """In the user's own zone, to the minute."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
+
+
+def _scaled(count: float, step: int, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if abs(count) < step:
+            return f"{count:.0f} {unit}".rstrip() if unit == units[0] else f"{count:.1f} {unit}"
+        count /= step
+    return f"{count:.1f} {units[-1]}"
+
+
+class Amount(click.ParamType):
+    """A number with a unit: ``2GB``, ``1.5MiB``, ``10M``."""
+
+    name = "amount"
+
+    def __init__(self, what: str) -> None:
+        """``what`` is ``bytes`` or ``params``."""
+        self.suffix = "B" if what == "bytes" else ""
+        self.example = "2GB" if what == "bytes" else "10M"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().replace("_", "").replace(" ", "")
+        units: dict[str, int] = {"": 1, self.suffix.lower(): 1}
+        for power, letter in enumerate("kmgt", 1):
+            units |= {letter: 1000**power, f"{letter}{self.suffix}".lower(): 1000**power}
+            units |= {f"{letter}i": 1024**power, f"{letter}i{self.suffix}".lower(): 1024**power}
+        digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        unit = text[len(digits) :].lower()
+        try:
+            return round(float(digits) * units[unit])
+        except (ValueError, KeyError, OverflowError):
+            self.fail(f"{value!r} is no amount; an example: {self.example}", param, ctx)

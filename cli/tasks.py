@@ -1,0 +1,242 @@
+"""Tasks: add-task, tasks, show, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..registry.training.settings import NORMS, PRECISIONS, TaskSettings
+from .output import number, percent, print_json, print_table, say, size, time
+from .session import Session, Verb, format_option
+
+if TYPE_CHECKING:
+    from ..registry.records import Base, Task
+
+AUGMENT = ("none", "light", "standard")
+
+
+def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Callable[[Any], Any]:
+    """An option for a field of ``TaskSettings``. Its value is None unless it is given, so that resuming can tell."""
+    default = getattr(TaskSettings, name, None)
+    shown = {None: False, "": False}.get(default, str(default))
+    return click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, show_default=shown, help=text)
+
+
+@click.command(cls=Verb)
+@click.argument("name")
+@click.option("--base", metavar="B", help="The base model. Not needed with --resume.")
+@click.option(
+    "--data", metavar="DIR", help="Class folders, with or without train/ val/ test/; or SCHEME/NAME[@ROOT] of timm."
+)
+@setting("val_data", str, "Validation images, if they are elsewhere.", "DIR")
+@setting("test_data", str, "Test images, if they are elsewhere.", "DIR")
+@setting("method", str, "taps, head-only, norm-only, full, or a plugin's.", "NAME")
+@setting("epochs", click.IntRange(min=1), "Passes over the training images.", "N")
+@setting("batch_size", click.IntRange(min=1), "Images a step.", "N")
+@setting("lr", float, "Learning rate. Default: that of the base's plugin.", "RATE")
+@setting("weight_decay", float, "Of gated layers towards the base, of the head towards zero.", "RATE")
+@setting("score_lr", float, "Learning rate of the gates' scores.", "RATE")
+@setting("sparsity", float, "Strength of the penalty that closes gates.", "LAMBDA")
+@setting("threshold", float, "A gate is open while its score is at least this.", "TAU")
+@setting("norms", click.Choice(NORMS), "The task's own norms, a gate for each, or the base's.")
+@setting("encoding", str, "fp32 (exact), bf16 (half the bytes), or a plugin's.", "NAME")
+@setting("augment", click.Choice(AUGMENT), "Random crops; 'standard' adds flips and colours.")
+@setting("input_size", click.IntRange(min=1), "Height and width of images. Default: the base's.", "PX")
+@setting("seed", int, "Of splits, head, order and augmentation.", "N")
+@setting("device", str, "auto, cpu, cuda, cuda:1, mps.", "NAME")
+@setting("precision", click.Choice(list(PRECISIONS)), "Of the forward and backward pass.")
+@setting("workers", click.IntRange(min=0), "Processes that load images.", "N")
+@setting("processes", click.IntRange(min=1), "Processes that train, one a device.", "N")
+@setting("tracker", str, "mlflow, csv, none, or a plugin's.", "NAME")
+@setting("tracking_uri", str, "A tracking server. Default: inside the registry.", "URI")
+@click.option(
+    "--skip-bad-images", is_flag=True, default=None, help="Leave unreadable images out instead of refusing them."
+)
+@click.option("--resume", is_flag=True, help="Go on with this task's interrupted, failed or over-budget run.")
+@format_option
+@click.pass_obj
+def add_task(
+    session: Session, name: str, base: str | None, data: str | None, resume: bool, form: str, **options: Any
+) -> None:
+    """Train a task on a base and add it. No other task is touched.
+
+    \b
+    Examples:
+      taps-registry add-task cars --base r50 --data images/cars
+      taps-registry add-task cars --resume
+      taps-registry add-task fashion --base r50 --data torch/fashion_mnist@/srv/data --encoding bf16
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    if not resume and not (base and data):
+        raise click.UsageError("A new task needs --base and --data; an interrupted one --resume.")
+    from .progress import make_progress
+
+    with session.open() as registry:
+        progress = make_progress()
+        try:
+            if resume:
+                _same_base(registry.task(name).base, base)
+                changes = {**given, "data": data} if data else given
+                task = registry.resume_task(name, progress=progress, **changes)
+            else:
+                task = registry.add_task(name, str(base), str(data), progress=progress, **given)
+        finally:
+            progress.close()
+        cost = registry.cost([name])
+    if form == "json":
+        return print_json(task)
+    of_base = cost.bases[0].tasks[0].share_of_base
+    say(f"Added {name}, version {task.version}: {_accuracy(task.metrics)}.")
+    say(
+        f"It stores {task.open_layers} of {task.gated_layers} layers, {number(task.params.total)} parameters "
+        f"({percent(of_base)} of the base), {size(task.bytes)}."
+    )
+    say(f"Next: taps-registry predict {name} IMAGE; taps-registry cost")
+    return None
+
+
+def _same_base(is_on: str, named: str | None) -> None:
+    if named is not None and named != is_on:
+        raise click.UsageError(f"The run to resume is on the base {is_on!r}, not on {named!r}.")
+
+
+def _accuracy(metrics: Any) -> str:
+    if "test/accuracy" in metrics:
+        return f"{percent(metrics['test/accuracy'])} of the test images right"
+    return f"{percent(metrics['val/accuracy'])} of the validation images right (there were no test images)"
+
+
+@click.command(cls=Verb)
+@click.option("--base", metavar="B", help="Those on one base only.")
+@format_option
+@click.pass_obj
+def tasks(session: Session, base: str | None, form: str) -> None:
+    """List the tasks.
+
+    \b
+    Example:
+      taps-registry tasks --base r50
+    """
+    with session.open() as registry:
+        found = registry.tasks(base)
+    if form == "json":
+        return print_json({"tasks": found})
+    print_table(
+        (
+            "task",
+            "base",
+            "state",
+            "version>",
+            "method",
+            "encoding",
+            "classes>",
+            "open layers>",
+            "size>",
+            "accuracy>",
+            "added",
+        ),
+        (
+            (
+                task.name,
+                task.base,
+                task.state,
+                task.version or "",
+                task.method,
+                task.encoding,
+                len(task.classes) or "",
+                f"{task.open_layers}/{task.gated_layers}" if task.version else "",
+                size(task.bytes) if task.version else "",
+                accuracy(task.metrics),
+                time(task.created),
+            )
+            for task in found
+        ),
+    )
+    return None
+
+
+def accuracy(metrics: Any) -> str:
+    """Of the test images, or in brackets of the validation images where there are no others."""
+    if "test/accuracy" in metrics:
+        return percent(metrics["test/accuracy"])
+    return f"({percent(metrics['val/accuracy'])})" if "val/accuracy" in metrics else ""
+
+
+@click.command(cls=Verb)
+@click.argument("name")
+@format_option
+@click.pass_obj
+def show(session: Session, name: str, form: str) -> None:
+    """Show all there is to know of a task or a base.
+
+    \b
+    Example:
+      taps-registry show cars
+    """
+    from ..registry.errors import NotFoundError
+
+    with session.open() as registry:
+        known_tasks = {task.name for task in registry.tasks()}
+        known_bases = {base.name for base in registry.bases()}
+        if name not in known_tasks | known_bases:
+            every = ", ".join(sorted(known_tasks | known_bases)) or "nothing yet"
+            raise NotFoundError(f"There is no task or base {name!r}. There are: {every}")
+        found: dict[str, Task | Base] = {}
+        if name in known_tasks:
+            found["task"] = registry.task(name)
+        if name in known_bases:
+            found["base"] = registry.base(name)
+    if form == "json":
+        return print_json(found)
+    for what, record in found.items():
+        _print_facts(what, record)
+        _print_layers(record)
+    return None
+
+
+def _print_facts(what: str, record: Any) -> None:
+    from .session import plain
+
+    facts = {name: value for name, value in plain(record).items() if name not in ("layers", "settings") and value != ""}
+    print_table((what, record.name), ((name, value) for name, value in facts.items() if name != "name"))
+
+
+def _print_layers(record: Any) -> None:
+    if not record.layers:
+        return None
+    if not hasattr(record, "classes"):
+        rows = ((layer.name, layer.kind, layer.stage, number(layer.params)) for layer in record.layers)
+        return print_table(("layer", "kind", "stage", "parameters>"), rows)
+    print_table(
+        ("layer", "kind", "stage", "stored", "score>", "parameters>", "size>"),
+        (
+            (
+                layer.name,
+                layer.kind,
+                layer.stage,
+                "yes" if layer.open else "",
+                "" if layer.score is None else f"{layer.score:.3f}",
+                number(layer.params) if layer.open else "",
+                size(layer.bytes) if layer.open else "",
+            )
+            for layer in record.layers
+        ),
+    )
+    return None
+
+
+@click.command(cls=Verb)
+@click.argument("task")
+@click.pass_obj
+def remove(session: Session, task: str) -> None:
+    """Forget a task, finished or in training. `gc` frees its bytes; no other task is touched.
+
+    \b
+    Example:
+      taps-registry remove cars
+    """
+    with session.open() as registry:
+        registry.remove(task)
+    say(f"Removed {task}. `taps-registry gc` frees its bytes.")

@@ -1,0 +1,173 @@
+"""The registry itself: init, upgrade, gc, verify, runs, plugins, ui."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+
+from .output import print_json, print_table, say, size, time
+from .session import Session, Verb, format_option
+
+
+@click.command(cls=Verb)
+@click.pass_obj
+def init(session: Session) -> None:
+    """Make a registry: a .taps folder here, or the one that --home names.
+
+    \b
+    Examples:
+      taps-registry init
+      taps-registry --home /srv/taps --database postgresql://taps@db/taps init
+    """
+    from ..registry import Registry
+
+    where = session.where()
+    with Registry.init(where["home"] or ".taps", database=where["database"]) as registry:
+        say(f"The registry is at {registry.home}.")
+    say("Next: taps-registry add-base NAME --model resnet50 --pretrained")
+
+
+@click.command(cls=Verb)
+@click.pass_obj
+def upgrade(session: Session) -> None:
+    """Migrate the catalog to this version's schema. Nothing else ever does, but init of a new one.
+
+    \b
+    Example:
+      taps-registry upgrade
+    """
+    from ..registry import Registry
+
+    before, after = Registry.upgrade(**session.where())
+    say(f"The catalog is at {after} already." if before == after else f"Upgraded the catalog from {before} to {after}.")
+
+
+@click.command(cls=Verb)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@format_option
+@click.pass_obj
+def gc(session: Session, dry_run: bool, form: str) -> None:
+    """Remove bytes that nothing refers to: of removed tasks, of crashes, of runs that are over.
+
+    \b
+    Example:
+      taps-registry gc --dry-run
+    """
+    with session.open() as registry:
+        found = registry.gc(dry_run=dry_run)
+    if form == "json":
+        return print_json(found)
+    for name in found.removed:
+        click.echo(name)
+    say(f"{'Would free' if dry_run else 'Freed'} {size(found.bytes)}.")
+    return None
+
+
+@click.command(cls=Verb)
+@click.option("--deep", is_flag=True, help="Read every byte, check every digest, compose every task.")
+@format_option
+@click.pass_obj
+def verify(session: Session, deep: bool, form: str) -> int:
+    """Hold the catalog against the bytes. Exits with 9 if something is wrong, and names it.
+
+    \b
+    Example:
+      taps-registry verify --deep
+    """
+    from ..registry.errors import IntegrityError
+
+    with session.open() as registry:
+        problems = registry.verify(deep=deep)
+    if form == "json":
+        print_json({"problems": problems})
+    else:
+        for problem in problems:
+            click.echo(f"{problem.subject}: {problem.what}")
+        say(f"{len(problems)} problems." if problems else "All is well.")
+    return IntegrityError.exit_code if problems else 0
+
+
+@click.command(cls=Verb)
+@click.argument("task", required=False)
+@format_option
+@click.pass_obj
+def runs(session: Session, task: str | None, form: str) -> None:
+    """List the runs, newest first: what was trained, how far it came, and why it stopped.
+
+    \b
+    Example:
+      taps-registry runs cars
+    """
+    with session.open() as registry:
+        found = registry.runs(task)
+    if form == "json":
+        return print_json({"runs": found})
+    print_table(
+        ("run", "task", "base", "method", "state", "epoch>", "began", "last sign", "tracker", "error"),
+        (
+            (
+                run.id[:8],
+                run.task,
+                run.base,
+                run.method,
+                run.state,
+                f"{run.epoch}/{run.epochs}",
+                time(run.created),
+                time(run.heartbeat),
+                f"{run.tracker} {run.tracker_run[:8]}".strip(),
+                run.error.partition("\n")[0][:60],
+            )
+            for run in found
+        ),
+    )
+    return None
+
+
+@click.command(cls=Verb)
+@format_option
+@click.pass_obj
+def plugins(session: Session, form: str) -> None:
+    """List the plugins that were found, active or not. Works without a registry.
+
+    \b
+    Example:
+      taps-registry plugins --format json
+    """
+    from ..plugins.manager import PluginManager
+
+    found = PluginManager(session.disabled_plugins()).plugins()
+    if form == "json":
+        return print_json({"plugins": found})
+    print_table(
+        ("plugin", "provides", "distribution", "version", "state"),
+        ((info.name, ", ".join(info.provides), info.distribution, info.version, info.state) for info in found),
+    )
+    return None
+
+
+@click.command(cls=Verb)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.pass_obj
+def ui(session: Session, host: str, port: int) -> int:
+    """Start MLflow's own UI on the registry's runs.
+
+    \b
+    Example:
+      taps-registry ui --port 5001
+    """
+    from ..plugins.trackers.mlflow import store_uri
+    from ..registry.errors import NotFoundError
+
+    with session.open() as registry:
+        home = registry.home
+    if not (home / "mlflow").exists():
+        raise NotFoundError("This registry has no MLflow runs yet; add a task first.")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri(home)]
+    say(f"MLflow is starting on http://{host}:{port} ; Ctrl-C stops it.")
+    try:
+        return subprocess.call([*command, "--host", host, "--port", str(port)])  # noqa: S603  (our own arguments)
+    except KeyboardInterrupt:
+        return 0

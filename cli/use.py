@@ -1,0 +1,78 @@
+"""Using tasks: predict, evaluate, export."""
+
+from __future__ import annotations
+
+import click
+
+from .output import percent, print_json, print_table, say
+from .session import Session, Verb, format_option
+
+device_option = click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, ...")
+
+
+@click.command(cls=Verb)
+@click.argument("task")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Classes an image.")
+@device_option
+@format_option
+@click.pass_obj
+def predict(session: Session, task: str, images: tuple[str, ...], top: int, device: str, form: str) -> None:
+    """Classify images with a task.
+
+    \b
+    Example:
+      taps-registry predict cars photo.jpg --top 3
+    """
+    with session.open() as registry:
+        predictions = registry.predict(task, images, top=top, device=device)
+    if form == "json":
+        return print_json({"task": task, "predictions": predictions})
+    print_table(
+        ("image", "class", "probability>"),
+        ((found.image, name, percent(share)) for found in predictions for name, share in found.classes),
+    )
+    return None
+
+
+@click.command(cls=Verb)
+@click.argument("task")
+@click.option("--data", required=True, metavar="DIR", help="Class folders; their test/ if they have one.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@device_option
+@format_option
+@click.pass_obj
+def evaluate(session: Session, task: str, data: str, batch_size: int, workers: int, device: str, form: str) -> None:
+    """Measure a task on labelled images.
+
+    \b
+    Example:
+      taps-registry evaluate cars --data images/new-cars
+    """
+    with session.open() as registry:
+        found = registry.evaluate(task, data, batch_size=batch_size, workers=workers, device=device)
+    if form == "json":
+        return print_json(found)
+    print_table(
+        ("task", "version>", "images>", "accuracy>", "loss>"),
+        [(found.task, found.version, found.images, percent(found.accuracy), f"{found.loss:.4f}")],
+    )
+    return None
+
+
+@click.command(cls=Verb)
+@click.argument("task")
+@click.argument("out", metavar="OUT.safetensors")
+@click.pass_obj
+def export(session: Session, task: str, out: str) -> None:
+    """Write a task as a plain timm checkpoint, for programs without taps-registry.
+
+    \b
+    Example:
+      taps-registry export cars cars.safetensors
+    """
+    with session.open() as registry:
+        call = registry.export(task, out)
+    say(f"Wrote {out}. Load it with:")
+    click.echo(call)
