@@ -126,7 +126,7 @@ def _quiet_libraries(verbose: bool) -> None:
     """Keep the libraries' logs off the terminal unless they were asked for."""
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr)
     if not verbose:
-        for name in ("mlflow", "alembic", "timm", "accelerate", "torch"):
+        for name in ("mlflow", "alembic", "timm", "accelerate", "torch", "huggingface_hub"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
 

@@ -77,7 +77,7 @@ def _scaled(count: float, step: int, units: Sequence[str]) -> str:
     return f"{count:.1f} {units[-1]}"
 
 
-class Amount(click.ParamType):
+class Amount(click.ParamType[int]):
     """A number with a unit: ``2GB``, ``1.5MiB``, ``10M``."""
 
     name = "amount"

@@ -83,10 +83,10 @@ def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain(value: Any) -> Any:
-    """A record as JSON has it; properties that are totals are written out."""
+    """A record as JSON has it; a ``total`` that is computed is written out."""
     if is_dataclass(value) and not isinstance(value, type):
         made = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        return {**made, "total": value.total} if set(made) == {"weights", "norms", "head"} else made
+        return {**made, "total": plain(value.total)} if "total" not in made and hasattr(value, "total") else made
     if isinstance(value, dict):
         return {key: plain(member) for key, member in value.items()}
     if isinstance(value, list | tuple):

@@ -19,9 +19,9 @@ AUGMENT = ("none", "light", "standard")
 
 def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Callable[[Any], Any]:
     """An option for a field of ``TaskSettings``. Its value is None unless it is given, so that resuming can tell."""
-    default = getattr(TaskSettings, name, None)
-    shown = {None: False, "": False}.get(default, str(default))
-    return click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, show_default=shown, help=text)
+    default = getattr(TaskSettings, name)
+    shown = f"{text} Default: {default}." if default not in (None, "") else text
+    return click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=shown)
 
 
 @click.command(cls=Verb)
@@ -58,7 +58,7 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @format_option
 @click.pass_obj
 def add_task(
-    session: Session, name: str, base: str | None, data: str | None, resume: bool, form: str, **options: Any
+    session: Session, /, name: str, base: str | None, data: str | None, resume: bool, form: str, **options: Any
 ) -> None:
     """Train a task on a base and add it. No other task is touched.
 
@@ -199,8 +199,17 @@ def show(session: Session, name: str, form: str) -> None:
 def _print_facts(what: str, record: Any) -> None:
     from .session import plain
 
-    facts = {name: value for name, value in plain(record).items() if name not in ("layers", "settings") and value != ""}
-    print_table((what, record.name), ((name, value) for name, value in facts.items() if name != "name"))
+    facts = {name: value for name, value in plain(record).items() if name not in ("layers", "settings", "name")}
+    print_table((what, record.name), ((name, _fact(value)) for name, value in facts.items() if value not in ("", None)))
+
+
+def _fact(value: Any) -> str:
+    """A value as people write it: lists with commas, mappings as ``name value``."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_fact(member)}" for name, member in value.items())
+    if isinstance(value, list):
+        return "x".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(_fact, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_layers(record: Any) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from .catalog import bases, tasks
 from .catalog.tables import ArtifactRow, BaseRow, ObjectRow, RunRow, TaskRow
@@ -76,7 +76,7 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         What is wrong; empty if all is well.
     """
     with context.catalog.read() as session:
-        objects = list(session.execute(select(ObjectRow.digest, ObjectRow.size)).tuples())
+        objects = session.execute(select(ObjectRow.digest, ObjectRow.size)).all()
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
     problems = list(_objects(context, objects))
@@ -91,7 +91,7 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def _objects(context: Context, objects: list[tuple[str, int]]) -> Iterator[Problem]:
+def _objects(context: Context, objects: Sequence[Row[str, int]]) -> Iterator[Problem]:
     for digest, size in objects:
         path = context.store.path(digest)
         if not path.exists():

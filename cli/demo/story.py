@@ -113,9 +113,8 @@ class Story:
             progress.close()
         task = self.registry.task(name)
         share = self.registry.cost([name]).bases[0].tasks[0].share_of_base
-        self._say(
-            f"{name}: {percent(task.metrics['test/accuracy'])} of its test images right, {percent(share)} of the base stored."
-        )
+        right = percent(task.metrics["test/accuracy"])
+        self._say(f"{name}: {right} of its test images right, {percent(share)} of the base stored.")
         return task
 
     def _state(self, names: Sequence[str]) -> dict[str, tuple[str, bytes]]:
@@ -142,10 +141,11 @@ class Story:
         print_report(self.registry.cost(base="base"), by="task")
 
     def _conclusion(self, probe: Task, digits: Task, seconds: float) -> None:
-        share = self.registry.cost(["digits"]).bases[0].tasks[0].share_of_base
+        share = percent(self.registry.cost(["digits"]).bases[0].tasks[0].share_of_base)
+        reached, without = (percent(task.metrics["test/accuracy"]) for task in (digits, probe))
         self._say(
-            f"Handwritten digits: {percent(digits.metrics['test/accuracy'])} with TAPS, storing {percent(share)} of the base; "
-            f"{percent(probe.metrics['test/accuracy'])} with the head only. Took {seconds:.0f} seconds."
+            f"Handwritten digits: {reached} with TAPS, storing {share} of the base; {without} with the head only. "
+            f"Took {seconds:.0f} seconds."
         )
         click.echo("\nThe registry stays. Try next:")
         home = f"taps-registry --home {shlex.quote(str(self.home))}"

@@ -53,7 +53,7 @@ def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> list[tu
     )
     if names:
         query = query.where(TaskRow.name.in_(names))
-    return [found.tuple() for found in session.execute(query)]
+    return list(session.execute(query))
 
 
 def _base_cost(
@@ -109,7 +109,7 @@ def _by_layer(session: Session, base: BaseRow, names: Sequence[str], by: str) ->
     )
     rows = [
         LayerCost(layer.name, layer.kind, 1, int(opened or 0), layer.params, int(params or 0), int(size or 0))
-        for layer, opened, params, size in session.execute(query).tuples()
+        for layer, opened, params, size in session.execute(query)
     ]
     if by == "layer":
         return tuple(rows)

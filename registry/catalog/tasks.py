@@ -99,7 +99,7 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
     session.add(artifact)
     session.flush()
     ids = dict(
-        session.execute(select(LayerRow.name, LayerRow.id).where(LayerRow.base_id == task.base_id)).tuples().all()
+        session.execute(select(LayerRow.name, LayerRow.id).where(LayerRow.base_id == task.base_id)).all()
     )
     session.add_all(
         ArtifactLayerRow(
@@ -129,7 +129,7 @@ def row(session: Session, name: str) -> TaskRow:
 def get(session: Session, name: str) -> Task:
     """A task with its layers. Raises NotFoundError."""
     row(session, name)
-    task, artifact = session.execute(_current().where(TaskRow.name == name)).one().tuple()
+    task, artifact = session.execute(_current().where(TaskRow.name == name)).one()
     return record(task, artifact, _layers(session, artifact) if artifact else ())
 
 
@@ -148,7 +148,7 @@ def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
     query = _current().order_by(TaskRow.base_id, TaskRow.name)
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
-    return tuple(record(task, artifact) for task, artifact in session.execute(query).tuples())
+    return tuple(record(task, artifact) for task, artifact in session.execute(query))
 
 
 def remove(session: Session, name: str) -> None:
@@ -171,7 +171,7 @@ def _layers(session: Session, artifact: ArtifactRow) -> Iterable[TaskLayer]:
     )
     return (
         TaskLayer(layer.name, layer.kind, layer.stage, kept.open, kept.score, kept.params, kept.bytes)
-        for kept, layer in session.execute(query).tuples()
+        for kept, layer in session.execute(query)
     )
 
 

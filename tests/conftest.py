@@ -1,0 +1,59 @@
+"""Small real things: images on disk, a registry in a folder, a base of half a million random weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from taps_registry import Registry
+
+os.environ.pop("TAPS_REGISTRY_HOME", None)
+os.environ.pop("TAPS_DATABASE_URL", None)
+os.environ.pop("TAPS_DISABLED_PLUGINS", None)
+
+BASE_MODEL = "test_resnet"  # timm's own model for tests
+PIXELS = 32
+QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twelve images each: noise around a brightness of the class's own."""
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+def make_images(
+    folder: Path, classes: tuple[str, ...] = ("dark", "grey", "light"), count: int = 12, seed: int = 0
+) -> Path:
+    """Class folders of PNG files, the same bytes for the same arguments. Returns the folder."""
+    chance = numpy.random.default_rng(seed)
+    for index, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            level = 40 + 170 * index / max(1, len(classes) - 1)
+            pixels = chance.normal(level, 25, (PIXELS, PIXELS, 3)).clip(0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A registry with one base, named ``base``."""
+    with Registry.init(tmp_path / "home") as made:
+        made.add_base("base", BASE_MODEL, random_init=True, input_size=PIXELS)
+        yield made
+
+
+@pytest.fixture
+def add(registry: Registry, images: Path) -> Callable[..., object]:
+    """Adds a task by name in about a second; keyword arguments are settings."""
+
+    def add_task(name: str, **settings: object) -> object:
+        return registry.add_task(name, "base", settings.pop("data", images), **{**QUICK, **settings})
+
+    return add_task
