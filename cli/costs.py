@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import Amount, number, percent, print_json, print_table, say, size
-from .session import Session, Verb, format_option
+from .session import Session, Verb, common_options, format_option
 
 if TYPE_CHECKING:
     from ..registry.records import BaseCost, BudgetUse, CostReport
@@ -117,6 +117,9 @@ def budget() -> None:
     Example:
       taps-registry budget set --base r50 --max-bytes 2GB
     """
+
+
+budget.params.extend(common_options())
 
 
 @budget.command(cls=Verb, name="set")

@@ -128,6 +128,7 @@ def _quiet_libraries(verbose: bool) -> None:
     if not verbose:
         for name in ("mlflow", "alembic", "timm", "accelerate", "torch", "huggingface_hub"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it sets its own level when it is imported
         warnings.simplefilter("ignore")
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..registry.models.transforms import AUGMENTATIONS
 from ..registry.training.settings import NORMS, PRECISIONS, TaskSettings
 from .output import number, percent, print_json, print_table, say, size, time
 from .session import Session, Verb, format_option
 
 if TYPE_CHECKING:
     from ..registry.records import Base, Task
-
-AUGMENT = ("none", "light", "standard")
 
 
 def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Callable[[Any], Any]:
@@ -36,13 +35,13 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @setting("epochs", click.IntRange(min=1), "Passes over the training images.", "N")
 @setting("batch_size", click.IntRange(min=1), "Images a step.", "N")
 @setting("lr", float, "Learning rate. Default: that of the base's plugin.", "RATE")
-@setting("weight_decay", float, "Of gated layers towards the base, of the head towards zero.", "RATE")
+@setting("weight_decay", float, "Of gated layers towards the base, of the head's weight towards zero.", "RATE")
 @setting("score_lr", float, "Learning rate of the gates' scores.", "RATE")
 @setting("sparsity", float, "Strength of the penalty that closes gates.", "LAMBDA")
 @setting("threshold", float, "A gate is open while its score is at least this.", "TAU")
 @setting("norms", click.Choice(NORMS), "The task's own norms, a gate for each, or the base's.")
 @setting("encoding", str, "fp32 (exact), bf16 (half the bytes), or a plugin's.", "NAME")
-@setting("augment", click.Choice(AUGMENT), "Random crops; 'standard' adds flips and colours.")
+@setting("augment", click.Choice(list(AUGMENTATIONS)), "Random crops; 'standard' adds flips and colours.")
 @setting("input_size", click.IntRange(min=1), "Height and width of images. Default: the base's.", "PX")
 @setting("seed", int, "Of splits, head, order and augmentation.", "N")
 @setting("device", str, "auto, cpu, cuda, cuda:1, mps.", "NAME")

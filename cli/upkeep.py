@@ -149,7 +149,7 @@ def plugins(session: Session, form: str) -> None:
 
 @click.command(cls=Verb)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
 @click.pass_obj
 def ui(session: Session, host: str, port: int) -> int:
     """Start MLflow's own UI on the registry's runs.

@@ -38,8 +38,17 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
 @click.command(cls=Verb)
 @click.argument("task")
 @click.option("--data", required=True, metavar="DIR", help="Class folders; their test/ if they have one.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Images a step."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Processes that load images.",
+)
 @device_option
 @format_option
 @click.pass_obj

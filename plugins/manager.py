@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pluggy
 
@@ -35,7 +35,7 @@ class PluginInfo:
         distribution: the package that brings it.
         version: of that package.
         hooks: which hooks it implements.
-        provides: what it registered, such as ``method taps``.
+        provides: what it registered, such as ``method taps``, each with its summary if it has one.
         state: ``active``, ``disabled``, or ``failed: why``.
     """
 
@@ -129,7 +129,7 @@ class PluginManager:
     @cached_property
     def _found(self) -> _Found:
         found = _Found()
-        for point in _entry_points():
+        for point in _entry_points(self.disabled):
             found.add(point, disabled=point.name in self.disabled)
         return found
 
@@ -154,53 +154,55 @@ class _Found:
             return
         try:
             self.pluggy.register(point.load(), name=point.name)
-            self.infos.append(self._ask(info))
-        except PluginError:
-            raise
+            registrar, hooks = self._ask(point.name)
         except Exception as error:  # noqa: BLE001  (a stranger's code: whatever it raises must not stop the others)
             self.infos.append(replace(info, state=f"failed: {type(error).__name__}: {error}"))
+            return
+        for shelf, name, item in registrar.brought:
+            shelf.put(name, item, info)
+        self.infos.append(replace(info, hooks=hooks, provides=registrar.described()))
 
-    def _ask(self, info: PluginInfo) -> PluginInfo:
-        others = [plugin for name, plugin in self.pluggy.list_name_plugin() if name != info.name]
-        implemented = self.pluggy.get_hookcallers(self.pluggy.get_plugin(info.name)) or []
-        registrar = _BoundRegistrar(self, info)
+    def _ask(self, name: str) -> tuple[_BoundRegistrar, tuple[str, ...]]:
+        """What one plugin brings, put on no shelf yet, and the hooks it has."""
+        others = [plugin for other, plugin in self.pluggy.list_name_plugin() if other != name]
+        implemented = self.pluggy.get_hookcallers(self.pluggy.get_plugin(name)) or []
+        registrar = _BoundRegistrar(self)
         for caller in implemented:
             self.pluggy.subset_hook_caller(caller.name, others)(registrar=registrar)
-        hooks = tuple(sorted(caller.name for caller in implemented))
-        return replace(info, hooks=hooks, provides=tuple(registrar.provided))
+        return registrar, tuple(sorted(caller.name for caller in implemented))
 
 
 class _BoundRegistrar:
-    """The registrar one plugin gets: it remembers who is speaking."""
+    """The registrar one plugin gets: it collects, so that a plugin that fails half-way brings nothing."""
 
-    def __init__(self, found: _Found, owner: PluginInfo) -> None:
+    def __init__(self, found: _Found) -> None:
         self.found = found
-        self.owner = owner
-        self.provided: list[str] = []
+        self.brought: list[tuple[Shelf[Any], str, Any]] = []
 
     def architecture(self, architecture: Architecture) -> None:
-        self._put(self.found.architectures, architecture.name, architecture)
+        self.brought.append((self.found.architectures, architecture.name, architecture))
 
     def method(self, method: Method) -> None:
-        self._put(self.found.methods, method.name, method)
+        self.brought.append((self.found.methods, method.name, method))
 
     def encoding(self, encoding: Encoding) -> None:
-        self._put(self.found.encodings, encoding.name, encoding)
+        self.brought.append((self.found.encodings, encoding.name, encoding))
 
     def tracker(self, tracker: Tracker) -> None:
-        self._put(self.found.trackers, tracker.name, tracker)
+        self.brought.append((self.found.trackers, tracker.name, tracker))
 
-    def _put(self, shelf: Shelf[Contribution], name: str, item: Contribution) -> None:
-        shelf.put(name, item, self.owner)
-        self.provided.append(f"{shelf.kind} {name}")
+    def described(self) -> tuple[str, ...]:
+        """Kind, name and summary of each thing it brought."""
+        lines = ((f"{shelf.kind} {name}", getattr(item, "summary", "")) for shelf, name, item in self.brought)
+        return tuple(f"{what}: {summary}" if summary else what for what, summary in lines)
 
 
-def _entry_points() -> list[EntryPoint]:
-    """Our group's entry points; two packages that give theirs one name are an error that names both."""
+def _entry_points(disabled: frozenset[str]) -> list[EntryPoint]:
+    """Our group's entry points; two packages that give theirs one name are an error, unless it is disabled."""
     points: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         first = points.setdefault(point.name, point)
-        if first.value != point.value:
+        if first.value != point.value and point.name not in disabled:
             raise PluginError(
                 f"Two packages bring a plugin named {point.name!r}: {_distribution(first)[0]} and "
                 f"{_distribution(point)[0]}. Uninstall one of them."

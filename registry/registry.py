@@ -19,6 +19,7 @@ from .catalog.engine import Catalog
 from .catalog.identity import claim, require_same
 from .context import Context
 from .errors import BusyError, SchemaError, SettingsError
+from .folders import is_alive
 from .records import (
     Base,
     BudgetUse,
@@ -233,8 +234,6 @@ class Registry:
             NotFoundError: if there is none of this name.
             BusyError: if it is being trained right now.
         """
-        from .training.runs import is_alive
-
         with self._context.catalog.write() as session:
             run = runs.of_task(session, name)
             if run is not None and is_alive(self._context.home, run.id):
@@ -362,8 +361,6 @@ class Registry:
 
     def runs(self, task: str | None = None) -> tuple[Run, ...]:
         """Every run, newest first; one whose process died without a word is listed as interrupted."""
-        from .training.runs import is_alive
-
         with self._context.catalog.read() as session:
             found = runs.listing(session, task)
         return tuple(

@@ -12,6 +12,7 @@ from .catalog import bases, tasks
 from .catalog.tables import ArtifactRow, BaseRow, ObjectRow, RunRow, TaskRow
 from .context import Context
 from .errors import TapsError
+from .folders import is_alive
 from .records import Collected, Problem
 
 
@@ -22,8 +23,6 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
         context: of the registry.
         dry_run: only say what would be removed.
     """
-    from .training.runs import is_alive
-
     removed: list[str] = []
     size = 0
     with context.home.lock(), context.catalog.write() as session:

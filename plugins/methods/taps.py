@@ -58,7 +58,7 @@ class Gate:
             for name, parameter in self.trainable().items()
             if parameter.grad is not None
         ]
-        return torch.stack(products).sum() if products else torch.zeros(())
+        return torch.stack(products).sum() if products else next(iter(self.base.values())).new_zeros(())
 
     def close(self) -> None:
         """Park the task's values and put the base's back."""
@@ -92,7 +92,7 @@ class TapsAdaptation(Adaptation):
     @torch.no_grad()
     def after_backward(self, lr: float) -> None:
         """Set the scores' gradients, drop those of closed layers, and decay open ones towards the base."""
-        inner = torch.stack([gate.score_gradient().to(self.scores.device) for gate in self.gates])
+        inner = torch.stack([gate.score_gradient() for gate in self.gates]).to(self.scores)
         self.scores.grad = inner + self._strength() * torch.sign(self.scores)
         for gate in self.gates:
             for name, parameter in gate.trainable().items():

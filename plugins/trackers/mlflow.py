@@ -93,7 +93,8 @@ class MlflowTracker(Tracker):
         known = client.get_experiment_by_name(name)
         if known is None:
             try:
-                return str(client.create_experiment(name, None if run.uri else artifacts_uri(run.home)))
+                served = run.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own
+                return str(client.create_experiment(name, None if served else artifacts_uri(run.home)))
             except MlflowException:
                 known = client.get_experiment_by_name(name)
                 if known is None:

@@ -91,7 +91,7 @@ class BaseRow(Row):
 
 
 class LayerRow(Row):
-    """Gated layers and norms of a base, in forward order."""
+    """Layers of a base in forward order, then its norms."""
 
     __tablename__ = "taps_layers"
     __table_args__ = (UniqueConstraint("base_id", "name"), UniqueConstraint("base_id", "position"))

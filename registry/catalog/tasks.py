@@ -98,9 +98,7 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
     )
     session.add(artifact)
     session.flush()
-    ids = dict(
-        session.execute(select(LayerRow.name, LayerRow.id).where(LayerRow.base_id == task.base_id)).all()
-    )
+    ids = dict(session.execute(select(LayerRow.name, LayerRow.id).where(LayerRow.base_id == task.base_id)).all())
     session.add_all(
         ArtifactLayerRow(
             artifact_id=artifact.id,

@@ -31,7 +31,6 @@ def export(composed: Composed, base: Base, path: Path) -> str:
     """
     if path.suffix != ".safetensors":
         raise SettingsError(f"{path} must end in .safetensors: timm reads anything else as a pickle.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = composed.model.state_dict()
     about = {"model": base.model, "arguments": dict(base.arguments), "classes": composed.header.classes}
     write_tensors(path, tensors, {"taps": json.dumps({**about, "input": dict(composed.header.input)}, sort_keys=True)})

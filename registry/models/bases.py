@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..catalog import bases
 from ..catalog.tables import now
 from ..context import Context
 from ..errors import PluginError, SettingsError
+from ..folders import scratch
 from ..home import check_name
 from ..records import Base
 from ..store.tensors import digest, write_tensors
@@ -64,8 +64,8 @@ def add(
     architecture = plugins.architecture(plugin) if plugin else plugins.architecture_for(built)
     partition = plugins.partition(architecture, built)
     tensors = built.state_dict()
-    with tempfile.TemporaryDirectory(dir=context.home.root) as folder:
-        draft = Path(folder) / "base.safetensors"
+    with scratch(context.home) as folder:
+        draft = folder / "base.safetensors"
         write_tensors(draft, tensors)
         with context.home.lock():
             stored = context.store.put(draft)

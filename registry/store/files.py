@@ -28,7 +28,7 @@ def in_place(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}. Nothing was changed.") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             draft.unlink()
 
 

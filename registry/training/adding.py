@@ -24,6 +24,7 @@ from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, runs, tasks
 from ..context import Context
 from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsError
+from ..folders import drop, drop_weights, held
 from ..home import check_name
 from ..inference.compose import compose
 from ..models.bases import LoadedBase, load
@@ -39,7 +40,6 @@ from .images import Images, evaluation_loader
 from .loop import CHECKPOINT, Job, Outcome, make_accelerator
 from .processes import train
 from .progress import EpochResult, Progress
-from .runs import drop, drop_weights, held
 from .settings import TaskSettings
 from .tracking import Following
 
@@ -195,7 +195,7 @@ class _Attempt:
         try:
             following = self._follow(tracked)
             outcome = train(self.job, self.progress, lambda result: self._after_epoch(result, following))
-            return self._finish(outcome, following)
+            published = self._publish(outcome, following)
         except KeyboardInterrupt:
             self._stopped("interrupted", "", following)
             raise Interrupted(
@@ -214,6 +214,9 @@ class _Attempt:
             if isinstance(error, TapsError) and keep:
                 raise type(error)(f"{error} Then continue with: taps-registry add-task {self.name} --resume") from error
             raise
+        self._record(published, outcome, following)  # the task is in the catalog: nothing here can undo that
+        with self.context.catalog.read() as session:
+            return tasks.get(session, self.name)
 
     def _follow(self, tracked: str) -> Following:
         home = self.context.home.root
@@ -245,7 +248,8 @@ class _Attempt:
         with self.context.catalog.write() as session:
             runs.update(session, self.run, epoch=result.epoch)
 
-    def _finish(self, outcome: Outcome, following: Following) -> Task:
+    def _publish(self, outcome: Outcome, following: Following) -> tasks.Published:
+        """Encode, measure, store, and make the task ready."""
         artifact = self.folder / ARTIFACT
         delta = outcome.delta
         record = self.prepared.base.record
@@ -261,7 +265,7 @@ class _Attempt:
             input=asdict(self.prepared.input),
         )
         metrics = self._measure(artifact)
-        following.metrics(metrics, outcome.best.epoch)
+        following.metrics({f"artifact/{name}": value for name, value in metrics.items()}, outcome.best.epoch)
         following.scores(delta.layers, self.settings.threshold, f"{self.name} on {record.name}")
         published = self._published(artifact, delta, metrics)
         with self.context.home.lock():
@@ -269,9 +273,7 @@ class _Attempt:
             with self.context.catalog.write() as session:
                 tasks.publish(session, self.name, self.run, published)
                 runs.update(session, self.run, state="finished")
-        self._record(published, outcome, following)
-        with self.context.catalog.read() as session:
-            return tasks.get(session, self.name)
+        return published
 
     def _measure(self, artifact: Path) -> dict[str, float]:
         """Accuracy and loss of the file as it reads back, with its best epoch chosen on validation alone."""
@@ -349,6 +351,8 @@ class _Attempt:
     def _stopped(self, state: str, error: str, following: Following | None, *, keep: bool = True) -> None:
         """Write down why the run stopped; a fresh run that has nothing to resume gives its name back."""
         with self.context.catalog.write() as session:
+            if runs.get(session, self.run).state == "finished":
+                return  # it was stopped after its transaction: the task is ready, and stays
             runs.update(session, self.run, state=state, error=error)
             if not keep:
                 tasks.remove(session, self.name)

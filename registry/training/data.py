@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +98,7 @@ def open_data(
     """Find, check, split and fingerprint the images of a task.
 
     Args:
-        data: a folder, a tar file, or ``SCHEME/NAME[@ROOT]``.
+        data: a folder, or ``SCHEME/NAME[@ROOT]``.
         val_data: of validation images, if they are elsewhere.
         test_data: of test images, if they are elsewhere.
         seed: of the splits that have to be made.
@@ -115,10 +115,11 @@ def open_data(
     classes = _common_classes(found)
     splits = {name: split.samples for name, split in found.items()}
     decoded = _decode(splits, skip_bad_images, progress)
+    wanted = {label: max(1, round(SHARE * n)) for label, n in Counter(s.label for s in splits["train"]).items()}
     if set(found) == {"train"} and not (val_data or test_data) and _is_unsplit(data):
-        splits["train"], splits["test"] = _carve(splits["train"], classes, seed, "test")
+        splits["train"], splits["test"] = _carve(splits["train"], classes, wanted, seed, "test")
     if "val" not in splits:
-        splits["train"], splits["val"] = _carve(splits["train"], classes, seed + 1, "val")
+        splits["train"], splits["val"] = _carve(splits["train"], classes, wanted, seed + 1, "val")
     _check_every_class(splits, classes)
     return TaskData(
         classes=classes,
@@ -147,7 +148,7 @@ def open_images(data: str, classes: Sequence[str]) -> tuple[Sample, ...]:
 
 
 def _is_unsplit(data: str) -> bool:
-    """Whether ``data`` is class folders (or a tar of them) without any split of their own."""
+    """Whether ``data`` is class folders; called when they have no splits of their own."""
     return Path(data).exists()
 
 
@@ -164,12 +165,12 @@ def _find(data: str) -> dict[str, _Split]:
                 "Add one, or name the folders with --data, --val-data and --test-data."
             )
         return {"train": _folder(path)}
-    if path.is_file() and path.suffix == ".tar":
-        return {"train": _timm("", str(path), "train")}
+    if path.is_file():
+        raise DataError(f"{path} is a file; unpack it, and name the folder that holds a folder for each class.")
     if data.partition("/")[0].lower() in SCHEMES and "/" in data:
         return _scheme(data)
     raise DataError(
-        f"There is no folder {data}. --data takes a folder of class folders, a .tar of them, or "
+        f"There is no folder {data}. --data takes a folder of class folders, or "
         f"SCHEME/NAME[@ROOT] with one of timm's schemes: {', '.join(SCHEMES)}."
     )
 
@@ -260,7 +261,13 @@ def _class_names(source: Any, labels: Iterable[int]) -> tuple[str, ...]:
 
 
 def _image(images: Any, index: int) -> Any:
-    return images[index][0].copy()
+    """An image of a data set: its file's bytes where there is a reader, which does not pass over broken ones."""
+    reader = getattr(images, "reader", None)
+    found = reader[index][0] if reader is not None else images[index][0]
+    if isinstance(found, Image.Image):
+        return found.copy()
+    with found:
+        return found.read()
 
 
 def _common_classes(found: dict[str, _Split]) -> tuple[str, ...]:
@@ -296,7 +303,8 @@ def _decode(splits: dict[str, list[Sample]], skip: bool, progress: Counted) -> _
     every = [sample for samples in splits.values() for sample in samples]
     digests: dict[int, str] = {}
     bad: dict[int, str] = {}
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    in_files = all(getattr(sample.read, "__func__", None) is Path.read_bytes for sample in every)
+    with ThreadPoolExecutor(max_workers=4 if in_files else 1) as pool:  # other sources may not be safe to share
         for done, (sample, (content, reason)) in enumerate(zip(every, pool.map(_try, every), strict=True), 1):
             progress(done, len(every))
             if reason:
@@ -326,9 +334,9 @@ def _try(sample: Sample) -> tuple[str, str]:
 
 
 def _carve(
-    samples: Sequence[Sample], classes: Sequence[str], seed: int, into: str
+    samples: Sequence[Sample], classes: Sequence[str], wanted: Mapping[int, int], seed: int, into: str
 ) -> tuple[list[Sample], list[Sample]]:
-    """Take a share of each class out of ``samples``, at least one image, and leave at least one.
+    """Take ``wanted`` images of each class out of ``samples``, and leave at least one.
 
     Raises:
         DataError: naming the classes that are too small.
@@ -343,9 +351,9 @@ def _carve(
             f"or name a folder with --{into}-data."
         )
     taken: set[int] = set()
-    for _, members in sorted(by_class.items()):
+    for label, members in sorted(by_class.items()):
         shuffled = random.Random(seed).sample(members, len(members))  # noqa: S311  (no secret)
-        taken.update(id(sample) for sample in shuffled[: max(1, round(SHARE * len(members)))])
+        taken.update(id(sample) for sample in shuffled[: min(wanted[label], len(members) - 1)])
     return [s for s in samples if id(s) not in taken], [s for s in samples if id(s) in taken]
 
 

@@ -1,16 +1,17 @@
-"""A run's folder and its lock: what is alive, what can be resumed, what is left over."""
+"""Folders for work in progress, and their locks: what is alive, what can be resumed, what is left over."""
 
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import BusyError
-from ..home import Home
+from .errors import BusyError
+from .home import Home
 
 LOCK = "lock"
 
@@ -29,6 +30,17 @@ def held(home: Home, run: str) -> Iterator[Path]:
             yield folder
     except Timeout as error:
         raise BusyError(f"The run {run} is being trained by another process right now.") from error
+
+
+@contextmanager
+def scratch(home: Home) -> Iterator[Path]:
+    """A folder for drafts on the registry's own disk; `gc` removes it if this process is killed."""
+    name = f"scratch-{uuid.uuid4().hex}"
+    try:
+        with held(home, name) as folder:
+            yield folder
+    finally:
+        drop(home, name)
 
 
 def is_alive(home: Home, run: str) -> bool:
