@@ -1,0 +1,299 @@
+"""Training: reproducible, resumable, chosen on validation alone, stopped with a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from taps_registry import Registry
+from taps_registry.registry.errors import (
+    BusyError,
+    DataError,
+    Interrupted,
+    NotFoundError,
+    SettingsError,
+    TrainingError,
+)
+from taps_registry.registry.folders import held
+from taps_registry.registry.records import Task
+from taps_registry.registry.training import checkpoint
+from taps_registry.registry.training.loop import Best
+from taps_registry.registry.training.progress import EpochResult, Progress
+
+Add = Callable[..., Task]
+LONGER = {"epochs": 4, "augment": "standard", "sparsity": 30.0, "score_lr": 0.05}
+
+
+class StopsAfter(Progress):
+    """Presses Ctrl-C when an epoch has ended."""
+
+    def __init__(self, epoch: int) -> None:
+        self.stop = epoch
+
+    def epoch(self, result: EpochResult) -> None:
+        if result.epoch == self.stop:
+            raise KeyboardInterrupt
+
+
+class Watches(Progress):
+    def __init__(self) -> None:
+        self.results: list[EpochResult] = []
+        self.notes: list[str] = []
+
+    def epoch(self, result: EpochResult) -> None:
+        self.results.append(result)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_the_same_seed_gives_the_same_artifact_and_another_seed_another(add: Add) -> None:
+    first, second, other = add("first", **LONGER), add("second", **LONGER), add("other", **LONGER, seed=1)
+    assert first.digest == second.digest
+    assert first.digest != other.digest
+
+
+def test_the_number_of_workers_does_not_change_the_artifact(add: Add) -> None:
+    assert add("none", **LONGER).digest == add("two", **LONGER, workers=2).digest
+
+
+def test_training_moves_the_callers_random_states_only_as_much_as_it_says(add: Add) -> None:
+    """Adding a task in a program that draws random numbers gives the same task whatever was drawn before."""
+    first = add("first")
+    torch.rand(7)
+    assert add("second").digest == first.digest
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
+    registry: Registry, add: Add, stop: int
+) -> None:
+    undisturbed = add("undisturbed", **LONGER)
+    with pytest.raises(Interrupted, match="taps-registry add-task stopped --resume"):
+        add("stopped", **LONGER, progress=StopsAfter(stop))
+    assert registry.runs("stopped")[0].state == "interrupted"
+    assert registry.task("stopped").state == "training"
+    watch = Watches()
+    resumed = registry.resume_task("stopped", progress=watch)
+    assert [result.epoch for result in watch.results] == list(range(stop + 1, 5))
+    assert resumed.digest == undisturbed.digest
+    assert registry.runs("stopped")[0].state == "finished"
+    assert not list((registry.home / "runs").glob("*/*.safetensors"))
+
+
+def test_a_killed_process_resumes_to_the_artifact_of_an_undisturbed_one(
+    registry: Registry, add: Add, images: Path
+) -> None:
+    undisturbed = add("undisturbed", **{**LONGER, "epochs": 6})
+    options = {**LONGER, "epochs": 6, "tracker": "none", "workers": 0, "batch_size": 8}
+    arguments = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-c", "from taps_registry.cli.main import run; run()", "--home", str(registry.home)]
+    process = subprocess.Popen(
+        [*command, "add-task", "killed", "--base", "base", "--data", str(images), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/6"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert registry.runs("killed")[0].state == "interrupted"  # nobody could say so: its lock is free
+    assert registry.resume_task("killed").digest == undisturbed.digest
+    assert registry.verify(deep=True) == ()
+
+
+def test_a_run_stopped_before_its_first_epoch_can_be_resumed(registry: Registry, add: Add) -> None:
+    class AtOnce(Progress):
+        def step(self, step: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        add("task", progress=AtOnce())
+    assert registry.resume_task("task").digest == add("undisturbed").digest
+
+
+def test_a_run_in_training_cannot_be_resumed_or_removed_by_another(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", epochs=2, progress=StopsAfter(1))
+    run = registry.runs("task")[0].id
+    from taps_registry.registry.home import Home
+
+    with held(Home(registry.home), run):
+        with pytest.raises(BusyError, match="being trained"):
+            registry.resume_task("task")
+        with pytest.raises(BusyError, match="being trained"):
+            registry.remove("task")
+    registry.remove("task")
+    assert registry.tasks() == ()
+
+
+def test_there_is_nothing_to_resume_of_a_finished_or_unknown_task(registry: Registry, add: Add) -> None:
+    add("task")
+    with pytest.raises(NotFoundError, match="finished"):
+        registry.resume_task("task")
+    with pytest.raises(NotFoundError, match=r"no task 'tusk'\. Did you mean 'task'"):
+        registry.resume_task("tusk")
+
+
+def test_a_resumed_run_keeps_what_makes_it_that_run(registry: Registry, add: Add, tmp_path: Path, images: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    with pytest.raises(Interrupted):
+        add("task", epochs=2, data=moved, progress=StopsAfter(1))
+    with pytest.raises(SettingsError, match="keeps its --batch-size, --seed"):
+        registry.resume_task("task", seed=3, batch_size=4)
+    shutil.copy(moved / "dark" / "0.png", moved / "light" / "0.png")
+    with pytest.raises(DataError, match="not those that the run of 'task' began with"):
+        registry.resume_task("task")
+    assert registry.resume_task("task", data=images, workers=1).state == "ready"
+
+
+def test_another_sparsity_trains_again_from_the_weights_reached(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", **LONGER, progress=StopsAfter(4))
+    watch = Watches()
+    registry.resume_task("task", progress=watch, sparsity=0.0)
+    assert [result.epoch for result in watch.results] == [1, 2, 3, 4]
+    assert watch.results[-1].penalty == 0
+
+
+def test_more_epochs_go_on_where_the_run_was(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", epochs=2, progress=StopsAfter(2))
+    watch = Watches()
+    registry.resume_task("task", progress=watch, epochs=3)
+    assert [result.epoch for result in watch.results] == [3]
+
+
+def test_the_best_epoch_is_chosen_on_validation_and_never_on_test(add: Add, images: Path, tmp_path: Path) -> None:
+    """Whatever the test images are, the artifact is the same; only its measured accuracy differs."""
+    tests = tmp_path / "tests"
+    shutil.copytree(images, tests)
+    shutil.move(tests / "dark", tests / "swap")
+    shutil.move(tests / "light", tests / "dark")
+    shutil.move(tests / "swap", tests / "light")
+    right = add("right", **LONGER, test_data=images)
+    wrong = add("wrong", **LONGER, test_data=tests)
+    assert right.digest == wrong.digest
+    assert right.metrics["val/accuracy"] == wrong.metrics["val/accuracy"]
+    assert right.metrics["test/accuracy"] != wrong.metrics["test/accuracy"]
+
+
+def test_epochs_rank_by_settled_gates_then_accuracy_then_size_then_age() -> None:
+    def best(epoch: int, accuracy: float, params: int, settled: bool) -> Best:
+        return Best(epoch, accuracy, 0.0, params, settled, "")
+
+    ranked = [
+        best(1, 0.99, 1, False),
+        best(5, 0.80, 9, True),
+        best(6, 0.90, 9, True),
+        best(5, 0.90, 8, True),
+        best(7, 0.90, 8, True),
+    ]
+    assert sorted(ranked, key=Best.rank) == ranked
+
+
+def test_reported_metrics_are_those_of_the_stored_artifact(registry: Registry, add: Add, images: Path) -> None:
+    task = add("task", encoding="bf16", test_data=images)
+    found = registry.evaluate("task", images)
+    assert found.accuracy == task.metrics["test/accuracy"]
+    assert found.loss == pytest.approx(task.metrics["test/loss"], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_try(registry: Registry, add: Add) -> None:
+    with pytest.raises(TrainingError, match=r"The loss became (nan|inf) at step \d+ of epoch 1. Try a lower --lr"):
+        add("task", lr=1e30, epochs=2)
+    assert registry.tasks() == (), "nothing was trained, so nothing is reserved"
+    assert registry.runs()[0].state == "failed"
+    assert "The loss became" in registry.runs()[0].error
+    assert add("task").state == "ready"
+
+
+def test_a_run_that_fails_later_keeps_its_last_good_epoch(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", epochs=3, progress=StopsAfter(2))
+    with pytest.raises(TrainingError, match="Then continue with: taps-registry add-task task --resume"):
+        registry.resume_task("task", lr=1e30)
+    assert registry.task("task").state == "training"
+    assert registry.resume_task("task", lr=1e-3).state == "ready"
+
+
+def test_mixed_precision_trains_and_a_wrong_device_is_named(add: Add) -> None:
+    assert add("task", precision="bf16").state == "ready"
+    with pytest.raises(SettingsError, match="--device nonsense cannot be used here"):
+        add("other", device="nonsense")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_in_every_precision(registry: Registry, add: Add, precision: str) -> None:
+    assert add("task", device="cuda", precision=precision, epochs=2).state == "ready"
+    assert registry.verify(deep=True) == ()
+
+
+def test_two_processes_train_one_task(registry: Registry, images: Path) -> None:
+    """In a process of its own: torch's process groups do not outlive it."""
+    program = f"""
+import json, warnings
+from taps_registry import Registry
+if __name__ == "__main__":
+    with Registry.open({str(registry.home)!r}) as registry:
+        task = registry.add_task("two", "base", {str(images)!r}, epochs=2, batch_size=4, processes=2, device="cpu",
+                                 tracker="none", augment="none", workers=0)
+        print(json.dumps([task.state, task.open_layers, len(registry.verify(deep=True))]))
+"""
+    script = registry.home / "two.py"
+    script.write_text(program)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    state, opened, problems = json.loads(done.stdout.splitlines()[-1])
+    assert (state, problems) == ("ready", 0)
+    assert opened > 0
+
+
+def test_a_checkpoint_reads_back_what_was_saved(tmp_path: Path) -> None:
+    state = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.rand(2, 3)}, 1: {}},
+        "param_groups": [{"lr": 0.1, "foreach": None, "maximize": False, "params": [0, 1]}],
+        "name": "x",
+        "bf16": torch.rand(3).bfloat16(),
+    }
+    checkpoint.save(tmp_path / "c.safetensors", state)
+    back = checkpoint.load(tmp_path / "c.safetensors")
+    assert torch.equal(back["state"][0].pop("exp_avg"), state["state"][0].pop("exp_avg"))
+    assert torch.equal(back["bf16"], state["bf16"])
+    assert back["state"][1] == {}
+    assert back["param_groups"] == state["param_groups"]
+
+
+def test_epochs_report_what_they_would_store(add: Add) -> None:
+    watch = Watches()
+    task = add("task", **LONGER, progress=watch)
+    assert [result.best for result in watch.results].count(True) >= 1
+    chosen = [result for result in watch.results if result.best][-1]
+    assert chosen.params == task.params.total
+    assert chosen.open_layers == task.open_layers
+    assert 0 < task.bytes - chosen.bytes < 40_000  # the header
+
+
+def test_too_large_an_input_for_a_model_of_fixed_size_is_refused(tmp_path: Path, images: Path) -> None:
+    with Registry.init(tmp_path / "home") as registry:
+        registry.add_base("vit", "test_vit", random_init=True, input_size=32, arguments={"dynamic_img_size": False})
+        with pytest.raises(SettingsError, match="does not take images of 48x48 pixels"):
+            registry.add_task("task", "vit", images, input_size=48, epochs=1, tracker="none")
