@@ -56,7 +56,7 @@ def is_alive(home: Home, run: str) -> bool:
 
 def drop_weights(folder: Path) -> None:
     """Remove what a finished run no longer needs; its history stays."""
-    for file in folder.glob("*.safetensors"):
+    for file in (*folder.glob("*.safetensors"), *folder.glob(".*.part")):
         file.unlink()
 
 

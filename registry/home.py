@@ -14,6 +14,7 @@ from .errors import HomeError, SettingsError
 from .store.files import write_file
 
 FOLDER = ".taps"
+FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -45,9 +46,14 @@ class Home:
         return self.root / "runs"
 
     @property
+    def catalog(self) -> Path:
+        """The SQLite catalog inside the folder."""
+        return self.root / "catalog.sqlite"
+
+    @property
     def database(self) -> str:
         """URL of the catalog inside the folder."""
-        return f"sqlite:///{self.root / 'catalog.sqlite'}"
+        return f"sqlite:///{self.catalog}"
 
     def lock(self) -> FileLock:
         """Held while objects are put in place and while they are collected, never during training."""
@@ -60,7 +66,7 @@ class Identity:
 
     id: str
     database: str = ""
-    format: int = 1
+    format: int = FORMAT
 
 
 def find(start: Path) -> Home:
@@ -88,8 +94,16 @@ def existing(root: Path) -> Home:
 
 
 def identity(home: Home) -> Identity:
-    """Who the registry is."""
-    return Identity(**json.loads(home.identity.read_text("utf-8")))
+    """Who the registry is. Raises HomeError if the file that says so is damaged or of a newer version."""
+    try:
+        found = Identity(**json.loads(home.identity.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise HomeError(f"{home.identity} is damaged: {error}. Put a backup of it back.") from error
+    if found.format != FORMAT:
+        raise HomeError(
+            f"{home.identity} has format {found.format}, this version knows {FORMAT}. Upgrade taps-registry."
+        )
+    return found
 
 
 def create(root: Path, database: str) -> tuple[Home, Identity]:

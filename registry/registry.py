@@ -5,7 +5,8 @@ Every method is one verb. What it needs of torch or timm is imported when it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from .catalog import bases, budgets, costs, runs, schema, tasks
 from .catalog.engine import Catalog
 from .catalog.identity import claim, require_same
 from .context import Context
-from .errors import BusyError, SchemaError, SettingsError
+from .errors import BusyError, HomeError, SchemaError, SettingsError
 from .folders import is_alive
 from .records import (
     Base,
@@ -60,11 +61,17 @@ class Registry:
             SettingsError: for a URL we cannot use.
             HomeError: if the database belongs to another registry.
         """
-        remembered = Catalog(database).address if database else ""
-        folder, who = homes.create(Path(home), remembered)
-        catalog = Catalog(_database(folder, who, database))
-        schema.upgrade(catalog)
-        claim(catalog, who.id, folder.root)
+        address = Catalog(database).address if database else ""
+        folder, who = homes.create(Path(home), address)
+        if who.database != address:
+            raise HomeError(
+                f"The registry at {folder.root} has its catalog in {who.database or 'its own folder'}; "
+                "it cannot have a second one elsewhere."
+            )
+        catalog = Catalog(database or folder.database)
+        with closed_on_error(catalog):
+            schema.upgrade(catalog)
+            claim(catalog, who.id, folder.root)
         return cls(Context(folder, catalog, PluginManager(disabled_plugins)))
 
     @classmethod
@@ -82,11 +89,10 @@ class Registry:
             HomeError: if there is none, or the database belongs to another registry.
             SchemaError: if the catalog is older or newer than this version.
         """
-        folder = homes.existing(Path(home)) if home else homes.find(Path.cwd())
-        who = homes.identity(folder)
-        catalog = Catalog(_database(folder, who, database))
-        schema.check(catalog)
-        require_same(catalog, who.id, folder.root)
+        folder, who, catalog = _find(home, database)
+        with closed_on_error(catalog):
+            schema.check(catalog)
+            require_same(catalog, who.id, folder.root)
         return cls(Context(folder, catalog, PluginManager(disabled_plugins)))
 
     @classmethod
@@ -100,14 +106,13 @@ class Registry:
             HomeError: if there is no registry.
             SchemaError: if the catalog is newer than this version.
         """
-        folder = homes.existing(Path(home)) if home else homes.find(Path.cwd())
-        who = homes.identity(folder)
-        catalog = Catalog(_database(folder, who, database))
-        try:
+        folder, who, catalog = _find(home, database)
+        with closed_on_error(catalog):
+            if schema.current(catalog) is None:
+                schema.check(catalog)  # nothing to upgrade: it says what to type
+            require_same(catalog, who.id, folder.root)
             revisions = schema.upgrade(catalog)
-            claim(catalog, who.id, folder.root)
-        finally:
-            catalog.close()
+        catalog.close()
         return revisions
 
     def close(self) -> None:
@@ -375,15 +380,27 @@ class Registry:
         return self._context.plugins.plugins()
 
 
-def _database(home: homes.Home, who: homes.Identity, database: str) -> str:
-    """The URL of the catalog; a registry whose catalog is elsewhere must be told where."""
-    if database:
-        return database
-    if who.database:
+def _find(home: str | Path | None, database: str) -> tuple[homes.Home, homes.Identity, Catalog]:
+    """The folder, who it is, and its catalog, which must be there: an empty one would make ``gc`` remove everything."""
+    folder = homes.existing(Path(home)) if home else homes.find(Path.cwd())
+    who = homes.identity(folder)
+    if not database and who.database:
         raise SchemaError(
-            f"The catalog of {home.root} is in {who.database}. Name it with --database or $TAPS_DATABASE_URL."
+            f"The catalog of {folder.root} is in {who.database}. Name it with --database or $TAPS_DATABASE_URL."
         )
-    return home.database
+    if not database and not folder.catalog.exists():
+        raise SchemaError(f"The catalog of the registry is missing: {folder.catalog}. Put a backup of it back.")
+    return folder, who, Catalog(database or folder.database)
+
+
+@contextmanager
+def closed_on_error(catalog: Catalog) -> Iterator[None]:
+    """Leave no connection behind when a registry cannot be opened."""
+    try:
+        yield
+    except BaseException:
+        catalog.close()
+        raise
 
 
 def _absolute(data: str | Path) -> str:

@@ -55,7 +55,7 @@ def _leftover_runs(context: Context, waiting: set[str], kept: set[str]) -> Itera
         if folder.name not in kept:
             yield folder
         elif folder.name not in waiting:
-            yield from sorted(folder.glob("*.safetensors"))
+            yield from sorted([*folder.glob("*.safetensors"), *folder.glob(".*.part")])
 
 
 def _size(path: Path) -> int:
@@ -78,25 +78,30 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         objects = session.execute(select(ObjectRow.digest, ObjectRow.size)).all()
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
-    problems = list(_objects(context, objects))
-    broken = {problem.subject for problem in problems}
+    broken = dict(_broken(context, objects))
+    problems = [Problem(f"object {digest}", what) for digest, what in broken.items()]
+    digests = {base.name: base.digest for base in known}
+    for base in known:
+        if base.object in broken:
+            problems.append(Problem(f"base {base.name}", f"its object {base.object} {broken[base.object]}"))
     for task in ready:
-        if f"object {task.digest}" not in broken:
-            problems.extend(
-                _artifact(context, task.name, task.digest, {base.name: base.digest for base in known}[task.base])
-            )
+        if task.digest in broken:
+            problems.append(Problem(f"task {task.name}", f"its object {task.digest} {broken[task.digest]}"))
+        else:
+            problems.extend(_artifact(context, task.name, task.digest, digests[task.base]))
     if deep:
-        problems.extend(_deep(context))
+        problems.extend(_deep(context, set(broken)))
     return tuple(problems)
 
 
-def _objects(context: Context, objects: Sequence[Row[str, int]]) -> Iterator[Problem]:
+def _broken(context: Context, objects: Sequence[Row[str, int]]) -> Iterator[tuple[str, str]]:
+    """Digests of objects that are missing or of another size than they should be, and which of both."""
     for digest, size in objects:
         path = context.store.path(digest)
         if not path.exists():
-            yield Problem(f"object {digest}", f"is missing: {path}")
+            yield digest, f"is missing: {path}"
         elif path.stat().st_size != size:
-            yield Problem(f"object {digest}", f"has {path.stat().st_size} bytes instead of {size}")
+            yield digest, f"has {path.stat().st_size} bytes instead of {size}"
 
 
 def _artifact(context: Context, task: str, digest: str, base_digest: str) -> Iterator[Problem]:
@@ -111,8 +116,8 @@ def _artifact(context: Context, task: str, digest: str, base_digest: str) -> Ite
         yield Problem(f"task {task}", f"belongs to the base with digest {header.base}, its base has {base_digest}")
 
 
-def _deep(context: Context) -> Iterator[Problem]:
-    """Every byte: digests of objects, tensors of bases, composition of tasks."""
+def _deep(context: Context, broken: set[str]) -> Iterator[Problem]:
+    """Every byte of what is there: digests of objects, tensors of bases, composition of tasks."""
     from .inference.compose import compose
     from .models.bases import load
     from .store.tensors import digest
@@ -120,7 +125,7 @@ def _deep(context: Context) -> Iterator[Problem]:
     with context.catalog.read() as session:
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
-    for base in known:
+    for base in (base for base in known if base.object not in broken):
         try:
             loaded = load(context, base)
         except TapsError as error:
@@ -129,7 +134,7 @@ def _deep(context: Context) -> Iterator[Problem]:
         found = digest(loaded.tensors)
         if found != base.digest:
             yield Problem(f"base {base.name}", f"its tensors have the digest {found}, the catalog says {base.digest}")
-        for task in (task for task in ready if task.base == base.name):
+        for task in (task for task in ready if task.base == base.name and task.digest not in broken):
             try:
                 compose(loaded, context.store.get(task.digest))
             except TapsError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads only get in each other's way on models this small
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

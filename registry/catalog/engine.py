@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, SettingsError, StorageError
@@ -45,20 +46,27 @@ class Catalog:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one state of the catalog and holds up nobody."""
-        with self._explained(), Session(self.engine) as session:
-            yield session
+        with self._explained(), self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":  # by default each statement there sees a state of its own
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with Session(connection) as session:
+                yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that no other writer runs beside; it commits at the end of the block."""
-        with self._explained(), self.connect_to_write() as connection, Session(connection) as session:
+        with self.connect_to_write() as connection, Session(connection) as session:
             yield session
             session.flush()
 
     @contextmanager
     def connect_to_write(self) -> Iterator[Connection]:
         """The connection under ``write``: checks and changes in it cannot race with another process's."""
-        with self.engine.connect().execution_options(taps_write=True) as connection, connection.begin():
+        with (
+            self._explained(),
+            self.engine.connect().execution_options(taps_write=True) as connection,
+            connection.begin(),
+        ):
             if self.engine.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
             yield connection
@@ -69,9 +77,12 @@ class Catalog:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        """What a database refuses for reasons of its own becomes an error of ours; our mistakes stay tracebacks."""
         try:
             yield
-        except OperationalError as error:
+        except (ProgrammingError, SqlIntegrityError, DataError, NotSupportedError):
+            raise
+        except DatabaseError as error:
             reason = str(error.orig).strip().splitlines()[0]
             if "database is locked" in reason:
                 raise BusyError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 
 from ..errors import HomeError
 from .engine import Catalog
@@ -22,7 +22,8 @@ def claim(catalog: Catalog, identity: str, home: Path) -> None:
 def require_same(catalog: Catalog, identity: str, home: Path) -> None:
     """Raises HomeError if the catalog belongs to another registry than the folder."""
     with catalog.read() as session:
-        found = session.scalar(select(RegistryRow.id))
+        has_row = inspect(session.connection()).has_table(RegistryRow.__tablename__)
+        found = session.scalar(select(RegistryRow.id)) if has_row else None
     if found != identity:
         raise HomeError(
             f"The catalog at {catalog.address} belongs to another registry than {home}. Check --home and --database."

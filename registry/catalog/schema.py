@@ -51,6 +51,7 @@ def upgrade(catalog: Catalog) -> tuple[str | None, str]:
         SchemaError: if the catalog is newer than this version.
     """
     from alembic import command
+    from alembic.util import CommandError
 
     with catalog.connect_to_write() as connection:
         before = _current(connection)
@@ -59,7 +60,10 @@ def upgrade(catalog: Catalog) -> tuple[str | None, str]:
                 f"The catalog at {catalog.address} has revision {before}, newer than this version's {REVISION}. "
                 "Type: pip install --upgrade taps-registry"
             )
-        command.upgrade(alembic_config(connection), REVISION)
+        try:
+            command.upgrade(alembic_config(connection), REVISION)
+        except CommandError as error:
+            raise SchemaError(f"The catalog at {catalog.address} has the unknown revision {before}: {error}") from error
     return before, REVISION
 
 

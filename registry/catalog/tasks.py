@@ -65,19 +65,31 @@ def require_free(session: Session, name: str) -> None:
     )
 
 
-def publish(session: Session, name: str, run: str, made: Published) -> int:
-    """Make a task in training ready, in the caller's transaction, which has checked its budgets.
-
-    Returns:
-        The version.
+def require_room(session: Session, name: str, made: Published) -> None:
+    """Return if the task is still in training and its artifact fits every budget.
 
     Raises:
+        BudgetError: saying by how much it does not fit.
+        BusyError: if another process has finished the task.
         NotFoundError: if the task was removed in the meantime.
     """
     task = row(session, name)
     if task.state != "training":
         raise BusyError(f"Another process has finished {name!r} in the meantime; its result stands.")
     budgets.require_room(session, task.base, made.params.total, made.bytes, name)
+
+
+def publish(session: Session, name: str, run: str, made: Published) -> int:
+    """Make a task in training ready, in the caller's transaction.
+
+    Returns:
+        The version.
+
+    Raises:
+        BudgetError, BusyError, NotFoundError: as ``require_room``.
+    """
+    require_room(session, name, made)
+    task = row(session, name)
     bases.add_object(session, made.digest, made.bytes, "artifact")
     version = (task.current_version or 0) + 1
     artifact = ArtifactRow(

@@ -45,6 +45,14 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str
 
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Entry:
+        """Raises KeyError, TypeError or ValueError for anything that ``asdict`` does not make."""
+        made = cls(**{**raw, "parts": tuple(raw["parts"]), "shape": tuple(raw["shape"])})
+        if not all(isinstance(text, str) for text in (made.part, made.encoding, made.dtype, *made.parts)):
+            raise ValueError("part, encoding, dtype and parts of a tensor are texts")
+        return made
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -87,10 +95,7 @@ class Header:
         raw = json.loads(text)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']} is not {FORMAT}: a newer taps-registry wrote it")
-        entries = {
-            name: Entry(**{**entry, "parts": tuple(entry["parts"]), "shape": tuple(entry["shape"])})
-            for name, entry in raw["tensors"].items()
-        }
+        entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
         gates = tuple(Gate(**gate) for gate in raw["layers"])
         return cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
 
@@ -149,7 +154,7 @@ def read_header(path: Path) -> Header:
             metadata = file.metadata() or {}
             header = Header.from_json(metadata[KEY])
             found = set(file.keys())
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{path} is not an artifact of this registry: {error}") from error
     differing = found.symmetric_difference(header.keys())
     if differing:

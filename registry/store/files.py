@@ -17,19 +17,31 @@ def in_place(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; when the block ends well, that file is flushed and takes its place.
 
     Raises:
-        StorageError: if the disk refuses; ``path`` is then as it was.
+        StorageError: if the disk refuses. ``path`` is then as it was, or whole and new but perhaps not yet safe from a
+            power cut; the message says which.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    outcome = "Nothing was changed."
     try:
         yield draft
         flush(draft)
         draft.replace(path)
+        outcome = "It is written, but a power cut may undo that."
         flush(path.parent)
     except OSError as error:
-        raise StorageError(f"Cannot write {path}: {error.strerror or error}. Nothing was changed.") from error
+        raise StorageError(f"Cannot write {path}: {error.strerror or error}. {outcome}") from error
     finally:
         with suppress(OSError):
             draft.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder whose name is safe on the disk. Raises StorageError if the disk refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        flush(path.parent)
+    except OSError as error:
+        raise StorageError(f"Cannot make the folder {path}: {error.strerror or error}. Nothing was changed.") from error
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -48,6 +60,9 @@ def flush(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, hexadecimal. Raises StorageError if the disk refuses to read it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error

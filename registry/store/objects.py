@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IntegrityError
-from .files import in_place, sha256
+from .files import in_place, make_folder, sha256
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 SUFFIX = ".safetensors"
@@ -44,7 +44,7 @@ class ObjectStore:
         stored = StoredObject(sha256(source), source.stat().st_size)
         target = self.path(stored.digest)
         if not (target.exists() and sha256(target) == stored.digest):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             with in_place(target) as draft:
                 shutil.copyfile(source, draft)
                 self._check(draft, stored.digest)

@@ -268,11 +268,11 @@ class _Attempt:
         following.metrics({f"artifact/{name}": value for name, value in metrics.items()}, outcome.best.epoch)
         following.scores(delta.layers, self.settings.threshold, f"{self.name} on {record.name}")
         published = self._published(artifact, delta, metrics)
-        with self.context.home.lock():
+        with self.context.home.lock(), self.context.catalog.write() as session:
+            tasks.require_room(session, self.name, published)
             self.context.store.put(artifact)
-            with self.context.catalog.write() as session:
-                tasks.publish(session, self.name, self.run, published)
-                runs.update(session, self.run, state="finished")
+            tasks.publish(session, self.name, self.run, published)
+            runs.update(session, self.run, state="finished")
         return published
 
     def _measure(self, artifact: Path) -> dict[str, float]:

@@ -1,0 +1,388 @@
+"""The artifact file: what is written reads back, and what was not written by us is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from taps_registry.plugins.encodings.bf16 import BFloat16
+from taps_registry.plugins.encodings.fp32 import Float32
+from taps_registry.plugins.manager import PluginManager
+from taps_registry.plugins.methods import Delta, LayerState
+from taps_registry.registry.errors import IntegrityError, PluginError, StorageError, TapsError
+from taps_registry.registry.store.artifact import KEY, Header, payload, read_artifact, read_header, write_artifact
+from taps_registry.registry.store.objects import ObjectStore
+from taps_registry.registry.store.tensors import digest
+
+ENCODINGS = {"fp32": Float32(), "bf16": BFloat16()}
+ROLES = {
+    "conv.weight": "weights",
+    "conv.bias": "weights",
+    "bn.weight": "norms",
+    "bn.running_mean": "norms",
+    "bn.num_batches_tracked": "norms",
+    "fc.weight": "head",
+    "fc.bias": "head",
+}
+INPUT = {"size": [3, 8, 8], "mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0}
+PLUGINS = PluginManager()
+
+
+def base_tensors() -> dict[str, Tensor]:
+    chance = torch.Generator().manual_seed(1)
+    return {
+        "conv.weight": torch.randn(4, 3, 3, 3, generator=chance),
+        "conv.bias": torch.randn(4, generator=chance),
+        "bn.weight": torch.ones(4),
+        "bn.running_mean": torch.zeros(4),
+        "bn.num_batches_tracked": torch.tensor(0),
+        "fc.weight": torch.randn(10, 4, generator=chance),
+        "fc.bias": torch.zeros(10),
+    }
+
+
+def task_tensors() -> dict[str, Tensor]:
+    """Values with everything that a sloppy round trip would lose; the head has another shape than the base's."""
+    chance = torch.Generator().manual_seed(2)
+    values = {name: tensor + torch.randn(tensor.shape, generator=chance) for name, tensor in base_tensors().items()}
+    values["bn.num_batches_tracked"] = torch.tensor(2**53 + 1)
+    values["fc.weight"], values["fc.bias"] = torch.randn(3, 4, generator=chance), torch.zeros(3)
+    values["conv.weight"].view(-1)[:5] = torch.tensor([-0.0, 1e-45, float("inf"), float("nan"), 3.4e38])
+    return values
+
+
+def write(path: Path, encoding: str = "fp32", values: dict[str, Tensor] | None = None) -> Header:
+    layers = (LayerState("conv", True, 0.25), LayerState("other", False, -1e-7))
+    return write_artifact(
+        path,
+        Delta(values or task_tensors(), layers),
+        base_tensors(),
+        ROLES,
+        ENCODINGS[encoding],
+        base=digest(base_tensors()),
+        method="taps",
+        classes=("dark", "gréy", "light"),
+        input=INPUT,
+    )
+
+
+def read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    base = base_tensors()
+    return read_artifact(path, base, digest(base), PLUGINS)
+
+
+@pytest.fixture(scope="module", params=list(ENCODINGS))
+def encoding(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, encoding: str) -> Path:
+    """An artifact that nobody changes."""
+    path = tmp_path_factory.mktemp("artifact") / "artifact.safetensors"
+    write(path, encoding)
+    return path
+
+
+# Round trips
+
+
+def test_fp32_reads_back_to_the_last_bit(tmp_path: Path) -> None:
+    header = write(tmp_path / "a")
+    found, tensors = read(tmp_path / "a")
+    assert found == header
+    assert {n: (t.dtype, t.shape) for n, t in tensors.items()} == {
+        n: (t.dtype, t.shape) for n, t in task_tensors().items()
+    }
+    assert digest(tensors) == digest(task_tensors())
+
+
+def test_bf16_reads_back_as_the_base_plus_the_rounded_delta(tmp_path: Path) -> None:
+    write(tmp_path / "a", "bf16")
+    _, tensors = read(tmp_path / "a")
+    base, task = base_tensors(), task_tensors()
+    wanted = {
+        name: base[name] + (value - base[name]).bfloat16().float() if ROLES[name] == "weights" else value
+        for name, value in task.items()
+    }
+    assert digest(tensors) == digest(wanted)
+    assert digest(wanted) != digest(task)
+
+
+def test_bf16_rounds_weights_only_and_halves_their_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "full")
+    write(tmp_path / "half", "bf16")
+    with safe_open(tmp_path / "full", "pt") as full, safe_open(tmp_path / "half", "pt") as half:
+        for name, role in ROLES.items():
+            ratio = full.get_tensor(name).nbytes / half.get_tensor(name).nbytes
+            assert ratio == (2 if role == "weights" else 1), name
+
+
+def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> None:
+    header = read_header(written)
+    assert (header.format, header.method, header.encoding) == (1, "taps", encoding)
+    assert header.base == digest(base_tensors())
+    assert header.classes == ("dark", "gréy", "light")
+    assert header.input == INPUT
+    assert [(gate.name, gate.open, gate.score) for gate in header.layers] == [
+        ("conv", True, 0.25),
+        ("other", False, -1e-7),
+    ]
+    assert {name: entry.part for name, entry in header.tensors.items()} == ROLES
+    assert header.tensors["conv.weight"].encoding == encoding
+    assert header.tensors["fc.weight"].encoding == ""
+    assert Header.from_json(header.to_json()) == header
+
+
+def test_the_payload_foretold_is_that_of_the_file(written: Path, encoding: str) -> None:
+    tensors = task_tensors()
+    with safe_open(written, "pt") as file:
+        found = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118  (it is no dict)
+    assert payload(list(tensors), tensors, ROLES, ENCODINGS[encoding]) == found
+
+
+REWRITE = """
+import importlib.util, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("again", sys.argv[1])
+again = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(again)
+values = again.task_tensors()
+for encoding in ("fp32", "bf16"):
+    again.write(Path(sys.argv[2]) / encoding, encoding, {name: values[name] for name in reversed(values)})
+"""
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    """With another order of names and another seed of the hashes that sets are ordered by."""
+    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REWRITE, __file__, str(tmp_path)], check=True, env=environment
+    )
+    for encoding in ENCODINGS:
+        write(tmp_path / "here", encoding)
+        assert (tmp_path / "here").read_bytes() == (tmp_path / encoding).read_bytes()
+
+
+def test_other_content_has_another_digest(tmp_path: Path) -> None:
+    values = task_tensors()
+    values["bn.weight"][0] += 1
+    write(tmp_path / "one")
+    write(tmp_path / "other", values=values)
+    one, other = (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("one", "other"))
+    assert one != other
+
+
+# What is refused
+
+
+def change(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Write the artifact anew with its header and tensors edited."""
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    edit(header, tensors)
+    save_file(tensors, path, {KEY: json.dumps(header)})
+
+
+def entry(name: str, **values: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda header, tensors: header["tensors"][name].update(values)
+
+
+def field(**values: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda header, tensors: header.update(values)
+
+
+def tensor(name: str, value: Tensor) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda header, tensors: tensors.update({name: value})
+
+
+def without(*names: str, where: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def edit(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for name in names:
+            {"header": header, "entries": header["tensors"], "tensors": tensors}[where].pop(name)
+
+    return edit
+
+
+def stranger(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """A changed layer that the base does not have."""
+    header["tensors"]["stranger"] = header["tensors"]["conv.bias"]
+    tensors["stranger"] = tensors["conv.bias"].clone()
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]] = {
+    "another base": (field(base="ab" * 32), f"belongs to the base with digest {'ab' * 32}, not to"),
+    "a missing tensor": (without("bn.weight", where="tensors"), "does not hold what its header lists: bn.weight"),
+    "a missing part": (entry("conv.bias", parts=["", "scale"]), "header lists: conv.bias::scale"),
+    "an extra tensor": (tensor("extra", torch.ones(1)), "does not hold what its header lists: extra"),
+    "an extra part": (tensor("conv.bias::scale", torch.ones(1)), "header lists: conv.bias::scale"),
+    "a tensor that is not listed": (without("bn.weight", where="entries"), "header lists: bn.weight"),
+    "a layer that the base has not": (stranger, "stranger of an artifact does not decode"),
+    "no parts": (lambda h, t: (entry("bn.weight", parts=[])(h, t), t.pop("bn.weight")), "bn.weight of an artifact"),
+    "another shape": (tensor("conv.weight", torch.ones(4, 3, 3, 2)), "conv.weight of an artifact does not decode"),
+    "another shape of the head": (tensor("fc.bias", torch.ones(4)), r"fc.bias of an artifact is .*\(4,\)"),
+    "another shape in the header": (entry("fc.bias", shape=[4]), r"its header says float32 \(4,\)"),
+    "another dtype": (tensor("conv.weight", torch.ones(4, 3, 3, 3).double()), "does not decode: expected"),
+    "another dtype of the head": (tensor("fc.bias", torch.ones(3).half()), "fc.bias of an artifact is torch.float16"),
+    "another dtype in the header": (entry("fc.bias", dtype="float64"), "its header says float64"),
+    "a dtype that is none": (entry("fc.bias", dtype="load"), "its header says load"),
+    "a dtype that is no text": (entry("fc.bias", dtype=32), "artifact"),
+    "a shape that is no list": (entry("fc.bias", shape=3), "is not an artifact"),
+    "a shape of texts": (entry("fc.bias", shape=["3"]), "fc.bias of an artifact"),
+    "parts that are no list": (entry("fc.bias", parts=None), "is not an artifact"),
+    "an encoding that is no text": (entry("conv.bias", encoding=["fp32"]), "artifact"),
+    "an entry of unknown fields": (entry("fc.bias", colour="red"), "is not an artifact"),
+    "an entry that is no object": (lambda h, t: h["tensors"].update({"fc.bias": 1}), "is not an artifact"),
+    "a newer format": (field(format=2), "format 2 is not 1: a newer taps-registry wrote it"),
+    "no format": (without("format", where="header"), "is not an artifact"),
+    "a field missing": (without("classes", where="header"), "is not an artifact"),
+    "a field too many": (field(colour="red"), "is not an artifact"),
+    "classes that are no list": (field(classes=3), "is not an artifact"),
+    "layers that are no list": (field(layers=None), "is not an artifact"),
+    "a layer of unknown fields": (field(layers=[{"name": "conv", "shut": True}]), "is not an artifact"),
+    "tensors that are no object": (field(tensors=["fc.bias"]), "is not an artifact"),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_an_artifact_is_refused_that_has(tmp_path: Path, encoding: str, what: str) -> None:
+    edit, said = WRONG[what]
+    path = tmp_path / "artifact.safetensors"
+    write(path, encoding)
+    change(path, lambda header, tensors: None)
+    read(path)
+    change(path, edit)
+    with pytest.raises(IntegrityError, match=said):
+        read(path)
+
+
+def test_an_encoding_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    change(tmp_path / "a", entry("conv.bias", encoding="int4"))
+    with pytest.raises(PluginError, match=r"no encoding 'int4'. There are: bf16, fp32"):
+        read(tmp_path / "a")
+
+
+def test_an_artifact_read_against_another_base_is_refused(written: Path) -> None:
+    base = {**base_tensors(), "conv.bias": torch.zeros(4)}
+    with pytest.raises(IntegrityError, match=f"belongs to the base with digest .*, not to {digest(base)}"):
+        read_artifact(written, base, digest(base), PLUGINS)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "1", '"text"', "{}", "{", "NaN", "[" * 100_000, "9" * 5000])
+def test_a_header_that_is_not_ours_is_refused(tmp_path: Path, text: str) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "a", {KEY: text})
+    with pytest.raises(IntegrityError, match="is not an artifact of this registry"):
+        read(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"\0" * 8, b"\xff" * 8, b"\xff" * 100, b"PK\3\4" * 100, b"\2" + b"\0" * 7 + b"{}"]
+)
+def test_a_file_that_is_no_safetensors_of_ours_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(IntegrityError, match="is not an artifact of this registry"):
+        read(tmp_path / "a")
+
+
+def test_an_artifact_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(IntegrityError, match="is not an artifact of this registry"):
+            read(path)
+
+
+def test_an_artifact_cut_short_anywhere_is_refused(tmp_path: Path, written: Path) -> None:
+    whole = written.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for length in {0, 1, 7, 8, 9, start // 2, start - 1, start, start + 1, len(whole) // 2, len(whole) - 1}:
+        (tmp_path / "a").write_bytes(whole[:length])
+        with pytest.raises(IntegrityError):
+            read(tmp_path / "a")
+    (tmp_path / "a").write_bytes(whole + b"\0")
+    with pytest.raises(IntegrityError):
+        read(tmp_path / "a")
+
+
+def test_a_disk_that_refuses_the_artifact_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="Nothing was changed"):
+        write(tmp_path / "nowhere" / "a")
+
+
+# Damage by chance
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(data=st.data())
+def test_a_header_damaged_anywhere_reads_back_or_is_refused(data: st.DataObject, written: Path, scratch: Path) -> None:
+    content = bytearray(written.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3), "bytes changed")):
+        content[data.draw(st.integers(0, start - 1), "at")] = data.draw(st.integers(0, 255), "to")
+    kept = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))), "bytes kept")
+    (scratch / "a").write_bytes(content[:kept])
+    try:
+        header, tensors = read(scratch / "a")
+    except TapsError:
+        return
+    assert asdict(header)["tensors"].keys() == tensors.keys()
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(data=st.data())
+def test_a_header_of_strange_values_reads_back_or_is_refused(data: st.DataObject, written: Path, scratch: Path) -> None:
+    """Valid JSON this time, with one value exchanged for another kind of value."""
+    strange = st.sampled_from([None, True, 0, -1, 0.5, "", "x", [], ["x"], [[]], {}, {"x": 1}, 10**30, "float16"])
+    path = scratch / "a"
+    path.write_bytes(written.read_bytes())
+
+    def edit(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        place: Any = header
+        while True:
+            step = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))), "at")
+            if not (isinstance(place[step], dict | list) and place[step] and data.draw(st.booleans(), "deeper")):
+                place[step] = data.draw(strange, "to")
+                return
+            place = place[step]
+
+    change(path, edit)
+    try:
+        header, tensors = read(path)
+    except TapsError:
+        return
+    assert header.tensors.keys() == tensors.keys()
+
+
+def test_the_store_notices_any_byte_that_changed(tmp_path: Path, written: Path) -> None:
+    store = ObjectStore(tmp_path)
+    stored = store.put(written)
+    path = store.get(stored.digest)
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match="is damaged"):
+            store.get(stored.digest)
+    path.write_bytes(content)
+    assert store.get(stored.digest) == path
