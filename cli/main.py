@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from types import FrameType
 from typing import Any
@@ -110,14 +111,15 @@ def _run(arguments: list[str] | None, session: Session) -> int:
         return error.exit_code
     except TapsError as error:
         if session.verbose:
-            raise
+            traceback.print_exc()
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (SystemExit, BrokenPipeError):
+        # A pipe whose reader has gone, as `| head` does: click and rich answer it by exiting, and nothing of ours exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python has still to flush
         return 0
     return code if isinstance(code, int) else 0
 

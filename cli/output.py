@@ -13,7 +13,7 @@ import click
 
 from .session import plain
 
-WIDE = 220  # columns of a table that goes into a file or a pipe: names must not be cut there
+WIDE = 100_000  # columns there are in a file or a pipe: names must not be cut there, and short tables stay short
 
 
 def print_json(value: Any) -> None:

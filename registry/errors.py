@@ -41,6 +41,7 @@ __all__ = [
     "TapsError",
     "TrainingError",
     "WeightsError",
+    "first_line",
 ]
 
 
@@ -120,3 +121,8 @@ class Interrupted(TapsError):  # noqa: N818  (it is no error of ours: the user a
     """The user stopped it; the run can be resumed."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .training.progress import Progress
 
 
+LARGEST = 2**63 - 1  # what the catalog's columns hold
+
+
 class Registry:
     """An open registry. Make one with ``Registry.init`` or ``Registry.open``; close it, or use it with ``with``."""
 
@@ -271,8 +274,8 @@ class Registry:
             NotFoundError: for an unknown base.
         """
         limits = [limit for limit in (max_bytes, max_params) if limit is not None]
-        if not limits or min(limits) < 0:
-            raise SettingsError("A budget needs --max-bytes or --max-params, from 0 upwards.")
+        if not limits or min(limits) < 0 or max(limits) > LARGEST:
+            raise SettingsError(f"A budget needs --max-bytes or --max-params, from 0 upwards and at most {LARGEST:,}.")
         with self._context.catalog.write() as session:
             budgets.put(session, base, max_bytes, max_params)
         return self.budgets()
@@ -365,9 +368,15 @@ class Registry:
         return upkeep.verify(self._context, deep=deep)
 
     def runs(self, task: str | None = None) -> tuple[Run, ...]:
-        """Every run, newest first; one whose process died without a word is listed as interrupted."""
+        """Every run, or those of one task, newest first; one whose process died is listed as interrupted.
+
+        Raises:
+            NotFoundError: if there never was a task of this name.
+        """
         with self._context.catalog.read() as session:
             found = runs.listing(session, task)
+            if task is not None and not found:
+                tasks.get(session, task)  # raises if there never was such a task
         return tuple(
             replace(run, state="interrupted")
             if run.state == "running" and not is_alive(self._context.home, run.id)

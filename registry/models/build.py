@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, WeightsError
+from ..errors import SettingsError, WeightsError, first_line
 from ..records import InputConfig
 
 
@@ -47,12 +47,10 @@ def create(model: str, arguments: Mapping[str, Any], *, pretrained: bool = False
         raise WeightsError(f"timm {timm.__version__} has no model {model!r}.{hint} `timm.list_models()` lists them.")
     try:
         built: nn.Module = timm.create_model(model, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        raise WeightsError(f"timm cannot build {model} with {dict(arguments)}: {error}") from error
-    except Exception as error:  # the hub's clients raise errors of many families when there is no network
-        if not pretrained:
-            raise
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # each model checks its arguments in its own way, each hub client its network
+        reason = first_line(error)
+        if not pretrained or isinstance(error, TypeError | AssertionError):
+            raise WeightsError(f"timm cannot build {model} with {dict(arguments)}: {reason}") from error
         raise WeightsError(
             f"The pretrained weights of {model} are not to be had: {reason} "
             "Offline, download them elsewhere and use --weights FILE, or fill the hub cache ($HF_HOME)."
@@ -77,8 +75,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
     try:
         found = load_state_dict(str(file), weights_only=True)
     except Exception as error:  # torch, safetensors and pickle each have errors of their own for a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{file} cannot be read as weights: {reason}") from error
+        raise WeightsError(f"{file} cannot be read as weights: {first_line(error)}") from error
+    strange = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise WeightsError(f"{file} holds other things than tensors: {', '.join(strange[:4])}.")
     problems = _differences(model, found)
     if problems:
         found = _converted(model, found)
@@ -156,7 +156,6 @@ def check_input(model: nn.Module, config: InputConfig) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *config.size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise SettingsError(
-            f"{type(model).__name__} does not take images of {height}x{width} pixels: {reason}"
+            f"{type(model).__name__} does not take images of {height}x{width} pixels: {first_line(error)}"
         ) from error

@@ -108,6 +108,7 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
 def _check(context: Context, settings: TaskSettings) -> None:
     """Fail before anything is opened: settings, and the plugins that they name."""
     settings.check()
+    make_accelerator(settings.device, settings.precision)
     settings.check_method(context.plugins.method(settings.method))
     context.plugins.encoding(settings.encoding)
     context.plugins.tracker(settings.tracker)

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 SHARE = 0.15  # of the images of a class, for each split that has to be made
 FOLDERS = {
@@ -213,6 +213,8 @@ def _folder(path: Path) -> _Split:
 def _scheme(data: str) -> dict[str, _Split]:
     """The splits of a data set that ``timm.data.create_dataset`` knows."""
     name, _, root = data.partition("@")
+    if name.lower() in ("torch/image_folder", "torch/folder"):
+        return _find(root)  # class folders by another name; timm would give the same images for every split
     found: dict[str, _Split] = {}
     for split, names in SPLITS.items():
         if split == "val" and name.lower().startswith("torch/"):
@@ -237,8 +239,7 @@ def _timm(name: str, root: str | None, split: str) -> _Split:
         images = source if hasattr(source, "__getitem__") else list(source)
         labels = [int(label) for label in _labels(images)]
     except Exception as error:  # torchvision, datasets, tensorflow-datasets and webdataset each raise their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"timm cannot open the {split} split of {where}: {reason}") from error
+        raise DataError(f"timm cannot open the {split} split of {where}: {first_line(error)}") from error
     names = _class_names(source, labels)
     samples = [Sample(str(index), label, partial(_image, images, index)) for index, label in enumerate(labels)]
     return _Split(names, samples, where)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ...plugins.architectures import Partition
 from ...plugins.encodings import Encoding
 from ...plugins.methods import Adaptation, Delta, LayerState, Method
-from ..errors import SettingsError, TrainingError
+from ..errors import SettingsError, TrainingError, first_line
 from ..models.measure import count, roles
 from ..models.transforms import evaluation_transform, training_transform
 from ..records import Footprint, InputConfig
@@ -101,7 +101,7 @@ def make_accelerator(device: str, precision: str) -> Any:
             wanted = torch.device(device)
             torch.empty(1, device=wanted)
         except (RuntimeError, AssertionError) as error:
-            raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+            raise SettingsError(f"--device {device} cannot be used here: {first_line(error)}") from error
     if wanted is not None and wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)
     AcceleratorState._reset_state(reset_partial_state=True)  # else the process's first precision would be its last
@@ -185,8 +185,8 @@ class Trainer:
         """
         for epoch in range(self.first_epoch, self.settings.epochs):
             result = self._epoch(epoch)
-            self.progress.epoch(result)
             self.after_epoch(result)
+            self.progress.epoch(result)
         if self.best is None:
             raise TrainingError("There was no epoch to choose from.")
         return Outcome(self.best, load_delta(self.job.folder / self.best.file), tuple(self.history))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -94,6 +95,8 @@ class TaskSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise SettingsError(f"{option(name)} is a number from 0 upwards, not {value}.")
+        if not math.isfinite(self.threshold):
+            raise SettingsError(f"--threshold is a number, not {self.threshold}.")
         for name, allowed in (("norms", NORMS), ("precision", tuple(PRECISIONS)), ("augment", tuple(AUGMENTATIONS))):
             value = getattr(self, name)
             if value not in allowed:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...plugins.methods import LayerState
 from ...plugins.trackers import RunInfo, TrackedRun, Tracker
-from ..errors import TrainingError
+from ..errors import TrainingError, first_line
 from .progress import EpochResult, Progress
 
 
@@ -31,9 +31,9 @@ class Following:
         try:
             self._run: TrackedRun | None = tracker.follow(run)
         except Exception as error:  # a stranger's code and somebody's server: anything can come
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
-                f"The tracker {tracker.name!r} cannot follow the run: {reason}. Mend it, or train with --tracker none."
+                f"The tracker {tracker.name!r} cannot follow the run: {first_line(error)}. "
+                "Mend it, or train with --tracker none."
             ) from error
         self.id = self._run.id
 
