@@ -118,7 +118,7 @@ def _run(arguments: list[str] | None, session: Session) -> int:
         click.echo("Stopped.", err=True)
         return 130
     except (SystemExit, BrokenPipeError):
-        # A pipe whose reader has gone, as `| head` does: click and rich answer it by exiting, and nothing of ours exits.
+        # A pipe whose reader has gone, as `| head` does. Click and rich answer it by exiting; nothing of ours exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python has still to flush
         return 0
     return code if isinstance(code, int) else 0
