@@ -34,8 +34,7 @@ def cli_page() -> str:
         *prose(program.help),
         "The same text comes from `taps-registry --help` and `taps-registry COMMAND --help`.",
         "## Common options",
-        "Every command takes these, and they may stand before its name as well. An option wins over the environment. "
-        "(`budget` is a group: there they stand before `budget`, or after `set`, `show` or `clear`.)",
+        "Every command takes these, and they may stand before its name as well. An option wins over the environment.",
         options(top),
         "A program that reads the output asks for `--format json`, where a command has it. Results go to standard "
         "output, everything else to standard error.",

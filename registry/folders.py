@@ -24,12 +24,17 @@ def held(home: Home, run: str) -> Iterator[Path]:
         BusyError: if another process trains it.
     """
     folder = home.runs / run
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    with home.lock():  # else `gc` could take the folder before it is locked
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(f"The run {run} is being trained by another process right now.") from error
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield folder
-    except Timeout as error:
-        raise BusyError(f"The run {run} is being trained by another process right now.") from error
+        yield folder
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from .errors import HomeError, SettingsError
+from .errors import BusyError, HomeError, SettingsError
 from .store.files import write_file
 
 FOLDER = ".taps"
@@ -55,9 +57,22 @@ class Home:
         """URL of the catalog inside the folder."""
         return f"sqlite:///{self.catalog}"
 
-    def lock(self) -> FileLock:
-        """Held while objects are put in place and while they are collected, never during training."""
-        return FileLock(self.root / "lock", timeout=600)
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while files are put in place and while they are collected, never during training.
+
+        Raises:
+            BusyError: if another process holds it for ten minutes.
+        """
+        lock = FileLock(self.root / "lock", timeout=600)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(f"Another process has held {self.root / 'lock'} for ten minutes. Try again.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from PIL import Image
 from taps_registry.registry.errors import DataError
 from taps_registry.registry.models.transforms import evaluation_transform, training_transform
 from taps_registry.registry.records import InputConfig
-from taps_registry.registry.training.data import Sample, open_data, open_images
+from taps_registry.registry.training.data import open_data, open_images
 from taps_registry.registry.training.images import Images, training_loader
+from taps_registry.registry.training.sources import Sample
 
 CLASSES = ("dark", "grey", "light")
 INPUT = InputConfig((3, 24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0, "center")

@@ -167,3 +167,41 @@ def test_a_tracker_that_does_not_begin_stops_before_anything_is_lost(registry: R
         add("task", tracker="breaking")
     assert registry.tasks() == ()
     assert add("task", tracker="none").state == "ready"
+
+
+class StoppedAt(Breaking):
+    """Somebody presses Ctrl-C while the tracker is at work."""
+
+    def _maybe(self, verb: str) -> None:
+        if verb == self.at:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_after_the_task_is_in_the_catalog_leaves_it_there(registry: Registry, add: Add) -> None:
+    tracker = BreakingTracker("end")
+    tracker.run = StoppedAt("end")
+    with_tracker(registry, tracker)
+    with pytest.raises(KeyboardInterrupt):
+        add("task", tracker="breaking")
+    assert registry.task("task").state == "ready"
+    assert registry.runs("task")[0].state == "finished"
+    assert registry.verify(deep=True) == ()
+    registry.gc()
+    assert not list((registry.home / "runs").glob("*/*.safetensors"))
+
+
+def test_ctrl_c_after_training_and_before_the_catalog_resumes_without_training(registry: Registry, add: Add) -> None:
+    tracker = BreakingTracker("picture")
+    tracker.run = StoppedAt("picture")
+    with_tracker(registry, tracker)
+    with pytest.raises(Interrupted):
+        add("task", tracker="breaking")
+    assert registry.task("task").state == "training"
+    trained: list[int] = []
+
+    class Watch(Progress):
+        def epoch(self, result: EpochResult) -> None:
+            trained.append(result.epoch)
+
+    assert registry.resume_task("task", tracker="none", progress=Watch()).digest == add("undisturbed").digest
+    assert trained == []

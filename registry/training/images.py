@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.transforms import Transform
-from .data import Sample
+from .sources import Sample
 
 
 class Images(Dataset[tuple[Tensor, int]]):
