@@ -14,32 +14,24 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...plugins.architectures import Partition
-from ...plugins.methods import Delta
 from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, runs, tasks
 from ..context import Context
 from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsError
 from ..folders import drop, drop_weights, held
 from ..home import check_name
-from ..inference.compose import compose
-from ..models.bases import LoadedBase, load
-from ..models.build import check_input
-from ..models.measure import count, roles, values
-from ..models.transforms import evaluation_transform
-from ..records import Base, InputConfig, Task, TaskLayer
-from ..store.artifact import payload, write_artifact
-from ..store.files import sha256
-from .data import TaskData, open_data
-from .evaluation import measure
-from .images import Images, evaluation_loader
-from .loop import CHECKPOINT, Job, Outcome, make_accelerator
+from ..models.measure import count, roles
+from ..records import Task
+from ..store.artifact import payload
+from .loop import CHECKPOINT, Outcome
+from .preparing import Prepared, check, prepare
 from .processes import train
 from .progress import EpochResult, Progress
+from .result import describe, measure_file, write
 from .settings import TaskSettings
 from .tracking import Following
 
@@ -55,11 +47,11 @@ def add_task(context: Context, name: str, base: str, settings: TaskSettings, pro
         TrainingError, BudgetError, Interrupted: afterwards; the run can be resumed.
     """
     check_name(name, "task")
-    _check(context, settings)
+    check(context, settings)
     with context.catalog.read() as session:
         record = bases.get(session, base)
         tasks.require_free(session, name)
-    prepared = _prepare(context, record, settings, progress)
+    prepared = prepare(context, record, settings, progress)
     run = uuid.uuid4().hex
     with held(context.home, run) as folder:
         try:
@@ -92,9 +84,9 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
         raise NotFoundError(f"The task {name!r} is finished: there is nothing to resume.")
     with held(context.home, run.id) as folder:
         settings = TaskSettings(**run.settings).changed(changes)
-        _check(context, settings)
-        prepared = _prepare(context, record, settings, progress)
-        if prepared.data.fingerprint != run.fingerprint:
+        check(context, settings)
+        prepared = prepare(context, record, settings, progress)
+        if prepared.job.data.fingerprint != run.fingerprint:
             raise DataError(
                 f"The images in {settings.data} are not those that the run of {name!r} began with. Put them back, or "
                 f"`taps-registry remove {name}` and add it anew."
@@ -105,89 +97,32 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
         return attempt.carry_out(fresh=False, tracked=run.tracker_run if run.tracker == settings.tracker else "")
 
 
-def _check(context: Context, settings: TaskSettings) -> None:
-    """Fail before anything is opened: settings, and the plugins that they name."""
-    settings.check()
-    make_accelerator(settings.device, settings.precision)
-    settings.check_method(context.plugins.method(settings.method))
-    context.plugins.encoding(settings.encoding)
-    context.plugins.tracker(settings.tracker)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A run ready to begin."""
-
-    base: LoadedBase
-    settings: TaskSettings
-    data: TaskData
-    input: InputConfig
-    job: Job
-
-    @property
-    def partition(self) -> Partition:
-        return self.job.partition
-
-
-def _prepare(context: Context, record: Base, settings: TaskSettings, progress: Progress) -> _Prepared:
-    data = open_data(
-        settings.data,
-        settings.val_data,
-        settings.test_data,
-        seed=settings.seed,
-        skip_bad_images=settings.skip_bad_images,
-        progress=progress.checking,
-    )
-    for note in data.notes:
-        progress.note(note)
-    base = load(context, record)
-    model = base.fresh_model(len(data.classes), settings.seed)
-    config = record.input
-    if settings.input_size:
-        config = replace(config, size=(config.size[0], settings.input_size, settings.input_size))
-        check_input(model, config)
-    job = Job(
-        settings=settings,
-        model=model,
-        partition=base.partition(model),
-        method=context.plugins.method(settings.method),
-        encoding=context.plugins.encoding(settings.encoding),
-        data=data,
-        input=config,
-        lr=context.plugins.architecture(record.plugin).learning_rate,
-        backbone_params=record.backbone_params,
-        folder=Path(),
-    )
-    return _Prepared(base, settings, data, config, job)
-
-
-def _reserve(context: Context, name: str, run: str, prepared: _Prepared) -> None:
+def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
     """Take the name, unless the cheapest outcome already breaks a budget."""
     job = prepared.job
     tensors = job.model.state_dict()
-    least = sorted(job.method.least(job.partition, prepared.settings.for_method(job.lr)))
+    least = sorted(job.method.least(job.partition, job.settings.for_method(job.lr)))
     parts = roles(job.partition)
     params, size = count(least, tensors, parts).total, payload(least, tensors, parts, job.encoding)
     with context.catalog.write() as session:
         task = tasks.reserve(session, name, prepared.base.record.name)
         budgets.require_room(session, task.base, params, size, name, at_least=True)
-        settings = prepared.settings
-        runs.begin(session, run, task, settings.as_json(), prepared.data.fingerprint, settings.tracker)
+        runs.begin(session, run, task, job.settings.as_json(), job.data.fingerprint, job.settings.tracker)
 
 
 class _Attempt:
     """One go at a run whose name is reserved and whose lock is held."""
 
     def __init__(
-        self, context: Context, name: str, run: str, folder: Path, prepared: _Prepared, progress: Progress
+        self, context: Context, name: str, run: str, folder: Path, prepared: Prepared, progress: Progress
     ) -> None:
         self.context = context
         self.name = name
         self.run = run
         self.folder = folder
-        self.prepared = prepared
-        self.settings = prepared.settings
+        self.base = prepared.base
         self.job = replace(prepared.job, folder=folder)
+        self.settings = self.job.settings
         self.progress = progress
 
     def carry_out(self, *, fresh: bool, tracked: str = "") -> Task:
@@ -221,12 +156,12 @@ class _Attempt:
 
     def _follow(self, tracked: str) -> Following:
         home = self.context.home.root
-        record = self.prepared.base.record
+        record = self.base.record
         info = RunInfo(self.run, record.name, self.name, home, self.settings.tracking_uri, tracked or None)
         following = Following(self.context.plugins.tracker(self.settings.tracker), info, self.progress)
         with self.context.catalog.write() as session:
             runs.update(session, self.run, tracker=following.tracker, tracker_run=following.id)
-        data = self.prepared.data
+        data = self.job.data
         following.parameters(
             {
                 **self.settings.as_json(),
@@ -252,23 +187,12 @@ class _Attempt:
     def _publish(self, outcome: Outcome, following: Following) -> tasks.Published:
         """Encode, measure, store, and make the task ready."""
         artifact = self.folder / ARTIFACT
-        delta = outcome.delta
-        record = self.prepared.base.record
-        write_artifact(
-            artifact,
-            delta,
-            self.prepared.base.tensors,
-            roles(self.job.partition),
-            self.job.encoding,
-            base=record.digest,
-            method=self.job.method.name,
-            classes=self.prepared.data.classes,
-            input=asdict(self.prepared.input),
-        )
-        metrics = self._measure(artifact)
+        write(artifact, self.base, self.job, outcome.delta)
+        metrics = measure_file(artifact, self.base, self.job)
         following.metrics({f"artifact/{name}": value for name, value in metrics.items()}, outcome.best.epoch)
-        following.scores(delta.layers, self.settings.threshold, f"{self.name} on {record.name}")
-        published = self._published(artifact, delta, metrics)
+        title = f"{self.name} on {self.base.record.name}"
+        following.scores(outcome.delta.layers, self.settings.threshold, title)
+        published = describe(artifact, self.job, outcome.delta, metrics)
         with self.context.home.lock(), self.context.catalog.write() as session:
             tasks.require_room(session, self.name, published)
             self.context.store.put(artifact)
@@ -276,63 +200,10 @@ class _Attempt:
             runs.update(session, self.run, state="finished")
         return published
 
-    def _measure(self, artifact: Path) -> dict[str, float]:
-        """Accuracy and loss of the file as it reads back, with its best epoch chosen on validation alone."""
-        composed = compose(self.prepared.base, artifact)
-        accelerator = make_accelerator(self.settings.device, "fp32")
-        model = composed.model.to(accelerator.device)
-        metrics: dict[str, float] = {}
-        for split, samples in (("val", self.prepared.data.val), ("test", self.prepared.data.test)):
-            if samples:
-                images = Images(samples, evaluation_transform(self.prepared.input))
-                loader = evaluation_loader(images, self.settings.batch_size, self.settings.workers or 0)
-                measured = measure(model, accelerator.prepare(loader), accelerator)
-                metrics |= {f"{split}/accuracy": measured.accuracy, f"{split}/loss": measured.loss}
-        return metrics
-
-    def _published(self, artifact: Path, delta: Delta, metrics: dict[str, float]) -> tasks.Published:
-        parts = roles(self.job.partition)
-        names = sorted(delta.tensors)
-        return tasks.Published(
-            digest=sha256(artifact),
-            bytes=artifact.stat().st_size,
-            method=self.job.method.name,
-            encoding=self.job.encoding.name,
-            open_layers=sum(layer.open for layer in delta.layers),
-            gated_layers=len(delta.layers),
-            params=count(names, delta.tensors, parts),
-            classes=self.prepared.data.classes,
-            input=self.prepared.input,
-            metrics=metrics,
-            settings=self.settings.as_json(),
-            layers=self._layers(delta, parts),
-        )
-
-    def _layers(self, delta: Delta, parts: Mapping[str, str]) -> tuple[TaskLayer, ...]:
-        """What the artifact holds of each layer and norm."""
-        states = {state.name: state for state in delta.layers}
-        partition = self.job.partition
-        described = []
-        for layer in (*partition.layers, *partition.norms):
-            stored = [name for name in layer.tensors if name in delta.tensors]
-            state = states.get(layer.name)
-            described.append(
-                TaskLayer(
-                    name=layer.name,
-                    kind=layer.kind,
-                    stage=layer.stage,
-                    open=bool(stored),
-                    score=state.score if state else None,
-                    params=sum(values(delta.tensors[name]) for name in stored),
-                    bytes=payload(stored, delta.tensors, parts, self.job.encoding),
-                )
-            )
-        return tuple(described)
-
     def _record(self, published: tasks.Published, outcome: Outcome, following: Following) -> None:
         """The task is in the catalog: tell the tracker, keep the history, drop the checkpoints."""
         with self.context.catalog.read() as session:
-            uses = budgets.for_base(session, bases.row(session, self.prepared.base.record.name))
+            uses = budgets.for_base(session, bases.row(session, self.base.record.name))
         sizes: dict[str, float] = {"artifact/bytes": published.bytes, "artifact/params": published.params.total}
         for use in uses:
             scope = "base" if use.base else "registry"
