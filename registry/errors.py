@@ -41,7 +41,6 @@ __all__ = [
     "TapsError",
     "TrainingError",
     "WeightsError",
-    "first_line",
 ]
 
 

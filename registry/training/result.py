@@ -36,7 +36,7 @@ def write(path: Path, base: LoadedBase, job: Job, delta: Delta) -> None:
 
 
 def measure_file(path: Path, base: LoadedBase, job: Job) -> dict[str, float]:
-    """Accuracy and loss of an artifact as it reads back, such as ``val/accuracy``; on test images where there are any."""
+    """Accuracy and loss of an artifact as it reads back, such as ``val/accuracy``; on test images if there are any."""
     accelerator = make_accelerator(job.settings.device, "fp32")
     model = compose(base, path).model.to(accelerator.device)
     metrics: dict[str, float] = {}
