@@ -160,7 +160,8 @@ class Trainer:
 
         method = self.adaptation.settings
         groups = [group for group in self.adaptation.parameter_groups() if group["params"]]
-        self.optimiser = self.accelerator.prepare(create_optimizer_v2(groups, opt="adamw", lr=method.lr, fused=True))
+        fused = self.accelerator.scaler is None  # fp16's scaler cannot tell whether a fused step was skipped
+        self.optimiser = self.accelerator.prepare(create_optimizer_v2(groups, opt="adamw", lr=method.lr, fused=fused))
         scores = self.adaptation.score_groups()
         self.score_optimiser = torch.optim.Adam(scores, lr=method.score_lr) if scores else None
         total = self.steps * self.settings.epochs
