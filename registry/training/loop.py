@@ -95,7 +95,7 @@ def make_accelerator(device: str, precision: str) -> Any:
     Raises:
         SettingsError: for a device or precision that this machine does not have.
     """
-    wanted = torch.device("cpu") if device == "auto" and not torch.cuda.is_available() else None
+    wanted = torch.device("cpu") if device == "auto" and not torch.accelerator.is_available() else None
     if device != "auto":
         try:
             wanted = torch.device(device)
