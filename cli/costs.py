@@ -83,8 +83,9 @@ def _print_base(cost: BaseCost) -> None:
             "",
         ),
     )
+    tasks = "1 task" if len(cost.tasks) == 1 else f"{len(cost.tasks)} tasks"
     click.echo(
-        f"{cost.base} with {len(cost.tasks)} tasks: {cost.total.multiple:.2f} times the base; "
+        f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base; "
         f"copied for each task: {cost.total.multiple_if_copied:.2f} times."
     )
     if cost.budget:
@@ -93,11 +94,11 @@ def _print_base(cost: BaseCost) -> None:
 
 def _print_breakdown(cost: BaseCost, by: str) -> None:
     print_table(
-        (by, "kind", "layers>", "stored>", "of base>", "in tasks>", "size>"),
+        (by, *(["kind"] if by == "layer" else []), "layers>", "stored>", "of base>", "in tasks>", "size>"),
         (
             (
                 row.name,
-                row.kind,
+                *([row.kind] if by == "layer" else []),
                 row.layers,
                 row.open,
                 number(row.params),

@@ -99,7 +99,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None, session: Session) -> int:
-    from ..registry.errors import TapsError
+    from ..registry.errors import Interrupted, TapsError
 
     _quiet_libraries("--verbose" in (arguments if arguments is not None else sys.argv))
     try:
@@ -112,7 +112,7 @@ def _run(arguments: list[str] | None, session: Session) -> int:
     except TapsError as error:
         if session.verbose:
             traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
+        click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
         return error.exit_code
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)

@@ -621,7 +621,7 @@ def test_a_run_that_is_stopped_by_a_signal_can_be_resumed_until_it_is_done(
     assert first[-1].startswith(f"epoch 1/{epochs}  loss ")
     assert code == 130, rest
     assert rest.splitlines()[-1] == (
-        "Error: Stopped. The run of 'long' is kept; continue it with: taps-registry add-task long --resume"
+        "Stopped. The run of 'long' is kept; continue it with: taps-registry add-task long --resume"
     )
     assert "Traceback" not in rest
     reached = last_epoch([*first, *rest.splitlines()])
