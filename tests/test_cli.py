@@ -655,7 +655,7 @@ def test_ctrl_c_before_any_training_exits_with_130_and_leaves_the_name_free(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("taps_registry.registry.training.adding.open_data", interrupted)
+    monkeypatch.setattr("taps_registry.registry.training.preparing.open_data", interrupted)
     result = cli("--home", copied, "add-task", "new", "--base", "base", "--data", images)
     assert result.code == 130
     assert result.err.strip() in ("", "Stopped.", "Aborted!")

