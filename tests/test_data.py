@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import random
 import shutil
@@ -534,3 +536,36 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch(images: Path) -> None:
     made = augmented(open_data(str(images)).train[:5])
     loader, _ = training_loader(made, 6, 0)
     assert [len(labels) for _, labels in loader] == [5]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_data_set_that_can_only_be_iterated_is_read_once(images: Path, tmp_path: Path) -> None:
+    """timm's ``wds`` scheme: tar shards, and a file that says which split they are."""
+    splits = {}
+    for split, numbers in {"train": range(6), "validation": range(6, 9), "test": range(9, 12)}.items():
+        shard = tmp_path / f"{split}.tar"
+        with tarfile.open(shard, "w") as archive:
+            for label, name in enumerate(("dark", "grey", "light")):
+                for number in numbers:
+                    for ending, content in (
+                        ("png", (images / name / f"{number}.png").read_bytes()),
+                        ("cls", str(label).encode()),
+                    ):
+                        member = tarfile.TarInfo(f"{label}{number:03d}.{ending}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+        size = 3 * len(numbers)
+        splits[split] = {
+            "name": split,
+            "filenames": [shard.name],
+            "num_samples": size,
+            "shard_lengths": [size],
+            "alt_label": "",
+        }
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    found = open_data(f"wds/shapes@{tmp_path}")
+    assert found.classes == ("0", "1", "2")
+    assert [len(split) for split in (found.train, found.val, found.test)] == [18, 9, 9]
+    assert sorted(sample.label for sample in found.test) == [0] * 3 + [1] * 3 + [2] * 3
+    assert found.train[0].image().size == (32, 32)
+    assert found.fingerprint == open_data(f"wds/shapes@{tmp_path}").fingerprint

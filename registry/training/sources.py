@@ -140,11 +140,12 @@ def _scheme(data: str) -> dict[str, Split]:
 def _timm(name: str, root: str | None, split: str) -> Split:
     """One split through timm's factory. Iterable data sets are read into memory once."""
     from timm.data import create_dataset
+    from torch.utils.data import IterableDataset
 
     where = f"{name}{'@' if name and root else ''}{root or ''}"
     try:
         source = create_dataset(name, root=root, split=split)
-        images = source if hasattr(source, "__getitem__") else list(source)
+        images = list(source) if isinstance(source, IterableDataset) else source
         labels = [int(label) for label in _labels(images)]
     except Exception as error:  # torchvision, datasets, tensorflow-datasets and webdataset each raise their own
         raise DataError(f"timm cannot open the {split} split of {where}: {first_line(error)}") from error
