@@ -1,19 +1,28 @@
-"""Any timm model: gates every module that owns a weight of two or more dimensions."""
+"""Any timm model: gates every module that computes with a matrix or kernel of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..spec import Registrar, hookimpl
 from . import Architecture, Layer, Partition
+from .classifier import classifier_paths, is_inside
+from .modules import is_norm, kind, matrices, own_tensors
+from .pieces import rows, tensor_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Generic(Architecture):
-    """The walk that the other plugins refine by overriding ``matches`` and ``stage``."""
+    """The walk over all modules that other plugins refine.
+
+    Override ``matches``, and ``stage``, ``block`` or ``layers_of`` where these do not fit. What no layer, norm or
+    classifier takes is shared: tokens, position embeddings, layer scales, ...
+    """
 
     name = "generic"
     fallback = True
@@ -22,59 +31,86 @@ class Generic(Architecture):
         return True
 
     def stage(self, path: str) -> str:
-        """The stage of the module at ``path``; the first part of its path unless a plugin knows better."""
+        """The coarse part of the model that the module at ``path`` is in: the first part of its path."""
         return path.partition(".")[0]
 
+    def block(self, path: str) -> str:
+        """The fine part: the path down to the last number before its end, ``stages.0.blocks.1``; else the stage."""
+        parts = path.split(".")
+        depths = [depth for depth, part in enumerate(parts[:-1], start=1) if part.isdigit()]
+        return ".".join(parts[: depths[-1]]) if depths else self.stage(path)
+
+    def layers_of(self, path: str, module: nn.Module) -> Iterator[Layer]:
+        """The layers that a module forms, a norm being one of kind ``norm``; none for a mere container.
+
+        They may own tensors of the module's children too: the first module that asks for a tensor has it.
+        """
+        if is_norm(module):
+            yield self.layer(path, "norm", own_tensors(path, module))
+        elif matrices(module):
+            yield self.layer(path, kind(module), own_tensors(path, module))
+
+    def layer(self, path: str, kind: str, tensors: Iterable[str], part: str = "") -> Layer:
+        """A layer of the module at ``path``, or one of the parts of a fused one, in its stage and block."""
+        return Layer(f"{path}.{part}" if part else path, kind, tuple(tensors), self.stage(path), self.block(path))
+
+    def fused_thirds(self, path: str, linear: nn.Linear, biases: Mapping[str, str] | None = None) -> Iterator[Layer]:
+        """Three layers for a linear whose output is q, then k, then v, each as wide as the others.
+
+        Args:
+            path: of the linear.
+            linear: with ``3 * width`` rows.
+            biases: names of biases that the model keeps outside of it, by ``q``, ``k`` or ``v``.
+        """
+        width = linear.out_features // 3
+        for index, part in enumerate("qkv"):
+            own = [rows(name, index * width, (index + 1) * width) for name in own_tensors(path, linear)]
+            outside = [name for other, name in (biases or {}).items() if other == part]
+            yield self.layer(path, "linear", (*own, *outside), part)
+
     def partition(self, model: nn.Module) -> Partition:
-        layers: list[Layer] = []
-        norms: list[Layer] = []
-        head: list[str] = []
-        shared: list[str] = []
+        tensors = model.state_dict(keep_vars=True)
         heads = classifier_paths(model)
+        head = tuple(name for name in tensors if is_inside(name, heads))
+        layers = tuple(self._layers(model, heads, further_names(tensors)))
+        taken = set(head).union(*map(owned, layers))
+        return Partition(
+            layers=tuple(layer for layer in layers if layer.kind != "norm"),
+            norms=tuple(layer for layer in layers if layer.kind == "norm"),
+            head=head,
+            shared=tuple(name for name in tensors if name not in taken),
+        )
+
+    def _layers(
+        self, model: nn.Module, heads: tuple[str, ...], others: Mapping[str, tuple[str, ...]]
+    ) -> Iterator[Layer]:
+        """Layers and norms outside the heads, in the order of the modules."""
+        taken: set[str] = set()
         for path, module in model.named_modules():
-            tensors = tuple(own_tensors(path, module))
-            if not tensors:
-                continue
-            if any(path == name or path.startswith(f"{name}.") for name in heads):
-                head.extend(tensors)
-            elif is_norm(module):
-                norms.append(Layer(path, "norm", tensors, self.stage(path)))
-            elif owns_matrix(module):
-                layers.append(Layer(path, kind(module), tensors, self.stage(path)))
-            else:
-                shared.extend(tensors)
-        return Partition(tuple(layers), tuple(norms), tuple(head), tuple(shared))
+            if not is_inside(path, heads):
+                found = [with_all_names(layer, others) for layer in self.layers_of(path, module) if layer.tensors]
+                yield from (layer for layer in found if taken.isdisjoint(owned(layer)))
+                taken.update(*map(owned, found))
 
 
-def classifier_paths(model: nn.Module) -> tuple[str, ...]:
-    """Module paths of the classifier, as timm's own configuration of the model names them."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    names = config.get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
+def owned(layer: Layer) -> set[str]:
+    """Names of the tensors that a layer owns, or owns rows of."""
+    return {tensor_of(piece) for piece in layer.tensors}
 
 
-def own_tensors(path: str, module: nn.Module) -> Iterator[str]:
-    """State-dict names of the parameters and persistent buffers that the module itself owns."""
-    kept = module.state_dict()
-    own = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
-    return (f"{path}.{name}" if path else name for name in own if name in kept)
+def further_names(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """By its first name, the other names of each tensor that a model uses in several places."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        names[id(tensor)].append(name)
+    return {first: tuple(others) for first, *others in names.values() if others}
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether the module normalises: torch's classes, timm's subclasses of them, and those named so."""
-    return "norm" in type(module).__name__.lower() and not owns_matrix(module)
-
-
-def owns_matrix(module: nn.Module) -> bool:
-    """Whether the module owns a weight of two or more dimensions."""
-    weight = getattr(module, "weight", None)
-    return weight is not None and "weight" in module._parameters and weight.ndim >= 2
-
-
-def kind(module: nn.Module) -> str:
-    """``linear`` for matrices, ``conv`` for kernels over one or more spatial dimensions."""
-    weight = module.get_parameter("weight")
-    return "linear" if weight.ndim == 2 else "conv"
+def with_all_names(layer: Layer, others: Mapping[str, Iterable[str]]) -> Layer:
+    """The layer with the other names of its tensors after their first ones: a state dict has each of them."""
+    known = [(piece, tensor_of(piece)) for piece in layer.tensors]
+    again = [other + piece.removeprefix(name) for piece, name in known for other in others.get(name, ())]
+    return replace(layer, tensors=(*layer.tensors, *again)) if again else layer
 
 
 @hookimpl

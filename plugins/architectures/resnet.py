@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..spec import Registrar, hookimpl
+from . import Stage
+from .chain import chain, is_overridden
 from .generic import Generic
 
 if TYPE_CHECKING:
@@ -25,6 +27,21 @@ class ResNet(Generic):
     def stage(self, path: str) -> str:
         first = path.partition(".")[0]
         return first if first.startswith("layer") else "stem"
+
+    def block(self, path: str) -> str:
+        return ".".join(path.split(".")[:2]) if path.startswith("layer") else "stem"
+
+    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
+        from timm.models.resnet import ResNet as TimmResNet
+
+        if not isinstance(model, TimmResNet) or is_overridden(model, TimmResNet):
+            return ()
+        layers = [(name, module) for name, module in model.named_children() if name.startswith("layer")]
+        return (
+            Stage("stem", chain(model.conv1, model.bn1, model.act1, model.maxpool)),
+            *(Stage(name, module) for name, module in layers),
+            Stage("head", model.forward_head),
+        )
 
 
 @hookimpl
