@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/taps-registry demo
 
 test: $(DEVELOPED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 check: $(DEVELOPED)
 	$(BIN)/ruff format --check .

@@ -83,6 +83,11 @@ def _print_base(cost: BaseCost) -> None:
             "",
         ),
     )
+    for shared in cost.common:
+        click.echo(
+            f"{shared.name}: {number(shared.params)} parameters, {size(shared.bytes)}, stored once for "
+            f"{', '.join(shared.tasks)}."
+        )
     tasks = "1 task" if len(cost.tasks) == 1 else f"{len(cost.tasks)} tasks"
     click.echo(
         f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base; "

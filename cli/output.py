@@ -101,3 +101,16 @@ class Amount(click.ParamType[int]):
             return round(float(digits) * units[unit])
         except (ValueError, KeyError, OverflowError):
             self.fail(f"{value!r} is no amount; an example: {self.example}", param, ctx)
+
+
+class Share(click.ParamType[float]):
+    """A share of 1, or a percentage: ``0.005``, ``0.5%``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value!r} is no share; examples: 0.005, 0.5%", param, ctx)

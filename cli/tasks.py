@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..registry.models.transforms import AUGMENTATIONS
-from ..registry.training.settings import NORMS, PRECISIONS, TaskSettings
-from .output import number, percent, print_json, print_table, say, size, time
+from ..registry.training.settings import GRANULARITIES, NORMS, PRECISIONS, SHARES, TaskSettings
+from .output import Share, number, percent, print_json, print_table, say, size, time
 from .session import Session, Verb, format_option
 
 if TYPE_CHECKING:
-    from ..registry.records import Base, Task
+    from ..registry.records import Base, Estimate, Task
 
 
 def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Callable[[Any], Any]:
@@ -31,7 +31,7 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 )
 @setting("val_data", str, "Validation images, if they are elsewhere.", "DIR")
 @setting("test_data", str, "Test images, if they are elsewhere.", "DIR")
-@setting("method", str, "taps, head-only, norm-only, full, or a plugin's.", "NAME")
+@setting("method", str, "How the base is adapted; `taps-registry plugins` lists the methods.", "NAME")
 @setting("epochs", click.IntRange(min=1), "Passes over the training images.", "N")
 @setting("batch_size", click.IntRange(min=1), "Images a step.", "N")
 @setting("lr", float, "Learning rate. Default: that of the base's plugin.", "RATE")
@@ -40,6 +40,14 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @setting("sparsity", float, "Strength of the penalty that closes gates.", "LAMBDA")
 @setting("threshold", float, "A gate is open while its score is at least this.", "TAU")
 @setting("norms", click.Choice(NORMS), "The task's own norms, a gate for each, or the base's.")
+@setting("granularity", click.Choice(GRANULARITIES), "A gate a layer, or one for the layers of a block.")
+@setting("rank", click.IntRange(min=1), "Of low-rank factors, and width of adapters.", "R")
+@setting("alpha", float, "Low-rank deltas are multiplied by alpha / rank.", "A")
+@setting("keep", Share(), "Share of the weights that diff-pruning keeps.", "SHARE")
+@setting("share", click.Choice(SHARES), "hard-sharing: which end of the model stays the base's.")
+@setting("own", str, "hard-sharing: what is the task's own, in stages (2) or parameters (10%).", "AMOUNT")
+@setting("common", str, "vmt-adapter: the set of tasks to have projections in common with.", "NAME")
+@click.option("--method-arg", "method_args", multiple=True, metavar="K=V", help="Of a plugin's method; repeatable.")
 @setting("encoding", str, "fp32 (exact), bf16 (half the bytes), or a plugin's.", "NAME")
 @setting("augment", click.Choice(list(AUGMENTATIONS)), "Random crops; 'standard' adds flips and colours.")
 @setting("input_size", click.IntRange(min=1), "Height and width of images. Default: the base's.", "PX")
@@ -53,28 +61,48 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @click.option(
     "--skip-bad-images", is_flag=True, default=None, help="Leave unreadable images out instead of refusing them."
 )
+@click.option("--dry-run", is_flag=True, help="Only say what the task would cost at least and at most.")
 @click.option("--resume", is_flag=True, help="Go on with this task's interrupted, failed or over-budget run.")
 @format_option
 @click.pass_obj
 def add_task(
-    session: Session, /, name: str, base: str | None, data: str | None, resume: bool, form: str, **options: Any
+    session: Session,
+    /,
+    name: str,
+    base: str | None,
+    data: str | None,
+    dry_run: bool,
+    resume: bool,
+    method_args: tuple[str, ...],
+    form: str,
+    **options: Any,
 ) -> None:
     """Train a task on a base and add it. No other task is touched.
 
     \b
     Examples:
       taps-registry add-task cars --base r50 --data images/cars
+      taps-registry add-task cars --base r50 --data images/cars --method lora --rank 4 --dry-run
       taps-registry add-task cars --resume
       taps-registry add-task fashion --base r50 --data torch/fashion_mnist@/srv/data --encoding bf16
     """
     given = {option: value for option, value in options.items() if value is not None}
     if not resume and not (base and data):
         raise click.UsageError("A new task needs --base and --data; an interrupted one --resume.")
+    if resume and dry_run:
+        raise click.UsageError("--dry-run is for a new task; a resumed one stores what it was begun with.")
+    if method_args:
+        from ..registry.models.build import parse_arguments
+
+        given["arguments"] = parse_arguments(method_args, "--method-arg")
     from .progress import make_progress
 
     with session.open() as registry:
         progress = make_progress()
         try:
+            if dry_run:
+                found = registry.estimate(name, str(base), str(data), progress=progress, **given)
+                return print_json(found) if form == "json" else _print_estimate(found)
             if resume:
                 _same_base(registry.task(name).base, base)
                 changes = {**given, "data": data} if data else given
@@ -94,6 +122,30 @@ def add_task(
     )
     say(f"Next: taps-registry predict {name} IMAGE; taps-registry cost")
     return None
+
+
+def _print_estimate(found: Estimate) -> None:
+    """Least and most, by part."""
+    print_table(
+        (f"{found.task} with {found.method}, {found.encoding}", "weights>", "norms>", "head>", "size>", "of base>"),
+        (
+            (
+                what,
+                number(found_size.params.weights),
+                number(found_size.params.norms),
+                number(found_size.params.head),
+                size(found_size.bytes),
+                percent(share),
+            )
+            for what, found_size, share in (
+                ("at least", found.least, found.least_share),
+                ("at most", found.most, found.most_share),
+            )
+        ),
+    )
+    say(f"Nothing was trained. {len(found.classes)} classes; the file's header comes on top of the size.")
+    if found.refused:
+        say(found.refused)
 
 
 def _same_base(is_on: str, named: str | None) -> None:

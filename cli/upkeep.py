@@ -142,7 +142,11 @@ def plugins(session: Session, form: str) -> None:
         return print_json({"plugins": found})
     print_table(
         ("plugin", "provides", "distribution", "version", "state"),
-        ((info.name, ", ".join(info.provides), info.distribution, info.version, info.state) for info in found),
+        (
+            (info.name, what, info.distribution, info.version, info.state)
+            for info in found
+            for what in info.provides or ("",)
+        ),
     )
     return None
 

@@ -75,11 +75,12 @@ def evaluate(session: Session, task: str, data: str, batch_size: int, workers: i
 @click.argument("out", metavar="OUT.safetensors")
 @click.pass_obj
 def export(session: Session, task: str, out: str) -> None:
-    """Write a task as a plain timm checkpoint, for programs without taps-registry.
+    """Write a task for programs without taps-registry: a checkpoint for timm, or a program for torch.export.
 
     \b
-    Example:
+    Examples:
       taps-registry export cars cars.safetensors
+      taps-registry export cars cars.pt2
     """
     with session.open() as registry:
         call = registry.export(task, out)

@@ -41,16 +41,27 @@ listing tasks and costs loads no plugin at all.
 
 from typing import TYPE_CHECKING, Any
 
-from .architectures import Architecture, Layer, Partition
+from .architectures import Architecture, Layer, Partition, Stage
 from .errors import PartitionError, PluginError, TapsError
 from .spec import Registrar, hookimpl
 
 if TYPE_CHECKING:
     from .architectures.generic import Generic as Generic
     from .encodings import Encoding as Encoding
+    from .encodings import Form as Form
     from .methods import Adaptation as Adaptation
     from .methods import Delta as Delta
+    from .methods import Factors as Factors
+    from .methods import FixedSet as FixedSet
+    from .methods import LayerState as LayerState
     from .methods import Method as Method
+    from .methods import MethodSettings as MethodSettings
+    from .methods import Size as Size
+    from .methods import Stored as Stored
+    from .methods.reparametrised import Reparametrised as Reparametrised
+    from .methods.reparametrised import Unit as Unit
+    from .trackers import RunInfo as RunInfo
+    from .trackers import TrackedRun as TrackedRun
     from .trackers import Tracker as Tracker
 
 __all__ = [
@@ -58,15 +69,27 @@ __all__ = [
     "Architecture",
     "Delta",
     "Encoding",
+    "Factors",
+    "FixedSet",
+    "Form",
     "Generic",
     "Layer",
+    "LayerState",
     "Method",
+    "MethodSettings",
     "Partition",
     "PartitionError",
     "PluginError",
     "Registrar",
+    "Reparametrised",
+    "RunInfo",
+    "Size",
+    "Stage",
+    "Stored",
     "TapsError",
+    "TrackedRun",
     "Tracker",
+    "Unit",
     "hookimpl",
 ]
 
@@ -74,9 +97,20 @@ _ROOMS = {
     "Adaptation": "methods",
     "Delta": "methods",
     "Encoding": "encodings",
+    "Factors": "methods",
+    "FixedSet": "methods",
+    "Form": "encodings",
     "Generic": "architectures.generic",
+    "LayerState": "methods",
     "Method": "methods",
+    "MethodSettings": "methods",
+    "Reparametrised": "methods.reparametrised",
+    "RunInfo": "trackers",
+    "Size": "methods",
+    "Stored": "methods",
+    "TrackedRun": "trackers",
     "Tracker": "trackers",
+    "Unit": "methods.reparametrised",
 }
 
 

@@ -12,7 +12,7 @@ import pluggy
 
 from . import spec
 from .architectures import Architecture, Partition
-from .encodings import Encoding
+from .encodings import Encoding, Form
 from .errors import PluginError
 from .trackers import Tracker
 
@@ -67,11 +67,16 @@ class Shelf(Generic[Contribution]):
 
     def get(self, name: str) -> Contribution:
         if name not in self.items:
-            raise PluginError(
-                f"There is no {self.kind} {name!r}. There are: {', '.join(sorted(self.items)) or 'none'}. "
-                "`taps-registry plugins` lists what was found and what failed to load."
-            )
+            raise self.missing(name)
         return self.items[name]
+
+    def missing(self, name: str, of: type = object) -> PluginError:
+        """The error that names what there is in its place, of a class."""
+        there = sorted(other for other, item in self.items.items() if isinstance(item, of))
+        return PluginError(
+            f"There is no {self.kind} {name!r}. There are: {', '.join(there) or 'none'}. "
+            "`taps-registry plugins` lists what was found and what failed to load."
+        )
 
 
 class PluginManager:
@@ -88,12 +93,43 @@ class PluginManager:
         """The architecture plugin of this name. Raises PluginError if there is none."""
         return self._found.architectures.get(name)
 
+    def architectures(self) -> tuple[str, ...]:
+        """Names of all architecture plugins."""
+        return tuple(sorted(self._found.architectures.items))
+
+    def builder(self, model: str) -> Architecture | None:
+        """The architecture plugin that builds models of this name itself, if there is one.
+
+        Raises:
+            PluginError: if there is more than one.
+        """
+        found = [plugin for plugin in self._found.architectures.items.values() if model in plugin.models]
+        if len(found) > 1:
+            raise PluginError(f"More than one plugin builds {model!r}: {', '.join(plugin.name for plugin in found)}.")
+        return found[0] if found else None
+
+    def origin(self, architecture: Architecture) -> str:
+        """The package that brought an architecture plugin, with its version, such as ``taps-registry 0.1.0``."""
+        owner = self._found.architectures.owners[architecture.name]
+        return f"{owner.distribution} {owner.version}"
+
     def method(self, name: str) -> Method:
         """The method of this name. Raises PluginError if there is none."""
         return self._found.methods.get(name)
 
+    def methods(self) -> tuple[str, ...]:
+        """Names of all methods."""
+        return tuple(sorted(self._found.methods.items))
+
     def encoding(self, name: str) -> Encoding:
-        """The encoding of this name. Raises PluginError if there is none."""
+        """The encoding of this name. Raises PluginError if there is none, or a method keeps this form to itself."""
+        form = self._found.encodings.items.get(name)
+        if not isinstance(form, Encoding):
+            raise self._found.encodings.missing(name, Encoding)
+        return form
+
+    def form(self, name: str) -> Form:
+        """What decodes tensors stored in this form. Raises PluginError if there is none."""
         return self._found.encodings.get(name)
 
     def tracker(self, name: str) -> Tracker:
@@ -143,7 +179,7 @@ class _Found:
         self.infos: list[PluginInfo] = []
         self.architectures = Shelf[Architecture]("architecture")
         self.methods: Shelf[Method] = Shelf("method")
-        self.encodings = Shelf[Encoding]("encoding")
+        self.encodings = Shelf[Form]("encoding")
         self.trackers = Shelf[Tracker]("tracker")
 
     def add(self, point: EntryPoint, *, disabled: bool) -> None:
@@ -185,7 +221,7 @@ class _BoundRegistrar:
     def method(self, method: Method) -> None:
         self.brought.append((self.found.methods, method.name, method))
 
-    def encoding(self, encoding: Encoding) -> None:
+    def encoding(self, encoding: Form) -> None:
         self.brought.append((self.found.encodings, encoding.name, encoding))
 
     def tracker(self, tracker: Tracker) -> None:

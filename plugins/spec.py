@@ -8,7 +8,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from .architectures import Architecture
-    from .encodings import Encoding
+    from .encodings import Form
     from .methods import Method
     from .trackers import Tracker
 
@@ -23,7 +23,7 @@ class Registrar(Protocol):
 
     def method(self, method: Method) -> None: ...
 
-    def encoding(self, encoding: Encoding) -> None: ...
+    def encoding(self, encoding: Form) -> None: ...
 
     def tracker(self, tracker: Tracker) -> None: ...
 
@@ -40,7 +40,7 @@ def register_methods(registrar: Registrar) -> None:
 
 @hookspec
 def register_encodings(registrar: Registrar) -> None:
-    """Offer ways to store the layers that a task changed, for ``add-task --encoding``."""
+    """Offer ways to store the layers that a task changed, for ``add-task --encoding``, and forms that methods use."""
 
 
 @hookspec

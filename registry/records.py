@@ -14,7 +14,9 @@ __all__ = [
     "BaseCost",
     "BudgetUse",
     "Collected",
+    "CommonCost",
     "CostReport",
+    "Estimate",
     "Evaluation",
     "Footprint",
     "InputConfig",
@@ -84,6 +86,7 @@ class Base:
         model: timm's name of it.
         arguments: what ``timm.create_model`` got beside the name.
         plugin: which architecture plugin laid out its layers.
+        plugin_version: the package that brought it, with its version; empty for bases of earlier catalogs.
         digest: SHA-256 over its tensors' names, shapes, dtypes and bytes: its identity.
         object: SHA-256 of the file that holds them.
         params: values in its parameters, classifier included.
@@ -104,6 +107,7 @@ class Base:
     input: InputConfig
     created: datetime
     layers: tuple[LayerInfo, ...] = ()
+    plugin_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class Task:
         state: ``training`` or ``ready``.
         classes: in the order of the head's outputs.
         input: what its images are turned into.
+        common: name of the set of tasks that it has tensors in common with; empty if none.
         layers: what its artifact holds; empty in listings.
     """
 
@@ -160,12 +165,27 @@ class Task:
     run: str | None = None
     input: InputConfig | None = None
     created: datetime | None = None
+    common: str = ""
     layers: tuple[TaskLayer, ...] = ()
 
 
 @dataclass(frozen=True)
+class CommonCost:
+    """Tensors that several tasks have in common, stored once: which set, what it takes, and who is in it."""
+
+    name: str
+    method: str
+    params: int
+    bytes: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TaskCost:
-    """What one task costs; ``share_of_base`` is (weights + norms) / backbone parameters."""
+    """What one task costs; ``share_of_base`` is (weights + norms) / backbone parameters.
+
+    ``common`` names the set whose tensors it needs beside its own, which are counted there.
+    """
 
     task: str
     version: int
@@ -176,6 +196,7 @@ class TaskCost:
     bytes: int
     share_of_base: float
     metrics: Mapping[str, float]
+    common: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,7 +228,7 @@ class Total:
     Attributes:
         params: of the base and all its tasks.
         bytes: likewise, on disk; an object that several tasks have in common counts once.
-        multiple: 1 + sum of the tasks' shares of the base.
+        multiple: 1 + sum of the tasks' shares of the base, and of the shares of what they have in common.
         multiple_if_copied: the same if every task were a copy of the base.
     """
 
@@ -242,6 +263,7 @@ class BaseCost:
     total: Total
     budget: BudgetUse | None = None
     by: tuple[LayerCost, ...] = ()
+    common: tuple[CommonCost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -258,6 +280,28 @@ class Footprint:
 
     params: Params
     bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a task would store, its file's header apart; shares are of the base's backbone, without the head.
+
+    Attributes:
+        least: the cheapest outcome.
+        most: the dearest one.
+        refused: why a budget would refuse even the cheapest outcome; empty if none would.
+    """
+
+    task: str
+    base: str
+    method: str
+    encoding: str
+    classes: tuple[str, ...]
+    least: Footprint
+    most: Footprint
+    least_share: float
+    most_share: float
+    refused: str = ""
 
 
 @dataclass(frozen=True)

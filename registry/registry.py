@@ -26,6 +26,7 @@ from .records import (
     BudgetUse,
     Collected,
     CostReport,
+    Estimate,
     Evaluation,
     Prediction,
     Problem,
@@ -206,6 +207,21 @@ class Registry:
         made = TaskSettings(data=_absolute(data), **_absolute_data(settings))
         return add_task(self._context, name, base, made, progress or Quiet())
 
+    def estimate(
+        self, name: str, base: str, data: str | Path, *, progress: Progress | None = None, **settings: Any
+    ) -> Estimate:
+        """What ``add_task`` with the same arguments would store at least and at most; nothing is trained or written.
+
+        Raises:
+            SettingsError, NotFoundError, NameTakenError, DataError, PluginError
+        """
+        from .training.estimating import estimate
+        from .training.progress import Progress as Quiet
+        from .training.settings import TaskSettings
+
+        made = TaskSettings(data=_absolute(data), **_absolute_data(settings))
+        return estimate(self._context, name, base, made, progress or Quiet())
+
     def resume_task(self, name: str, *, progress: Progress | None = None, **changes: Any) -> Task:
         """Go on with a task that was interrupted, failed, or did not fit its budget.
 
@@ -307,7 +323,8 @@ class Registry:
         with self._context.catalog.read() as session:
             record = tasks.ready(session, task)
             base = bases.get(session, record.base)
-        composed = compose(load(self._context, base), self._context.store.get(record.digest))
+        store = self._context.store
+        composed = compose(load(self._context, base), store.get(record.digest), store.get)
         config = record.input or base.input
         return task_model(task, record.version or 0, composed, config, make_accelerator(device, "fp32").device)
 
@@ -339,13 +356,14 @@ class Registry:
         return Evaluation(task, ready.version, found.images, found.accuracy, found.loss)
 
     def export(self, task: str, path: str | Path) -> str:
-        """Write a task as a plain timm checkpoint.
+        """Write a task as a plain timm checkpoint (``.safetensors``) or as a program of ``torch.export`` (``.pt2``).
 
         Returns:
-            The call of ``timm.create_model`` that loads it, with the same logits bit for bit.
+            The Python that loads it, with the same logits bit for bit.
 
         Raises:
-            SettingsError: unless the path ends in ``.safetensors``. Otherwise what ``load`` raises.
+            SettingsError: for another ending, or a checkpoint of a method that adds modules to the model. Otherwise
+                what ``load`` raises.
         """
         from .inference.compose import compose
         from .inference.export import export
@@ -354,7 +372,8 @@ class Registry:
         with self._context.catalog.read() as session:
             record = tasks.ready(session, task)
             base = bases.get(session, record.base)
-        composed = compose(load(self._context, base), self._context.store.get(record.digest))
+        store = self._context.store
+        composed = compose(load(self._context, base), store.get(record.digest), store.get)
         return export(composed, base, Path(path))
 
     # Upkeep

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Row, select
 
 from .catalog import bases, tasks
-from .catalog.tables import ArtifactRow, BaseRow, ObjectRow, RunRow, TaskRow
+from .catalog.tables import ArtifactRow, BaseRow, CommonRow, CommonTaskRow, ObjectRow, RunRow, TaskRow
 from .context import Context
 from .errors import TapsError
 from .folders import is_alive
@@ -26,7 +26,8 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
     removed: list[str] = []
     size = 0
     with context.home.lock(), context.catalog.write() as session:
-        used = set(session.scalars(select(ArtifactRow.digest))) | set(session.scalars(select(BaseRow.object_digest)))
+        used = set(session.scalars(select(ArtifactRow.digest)))
+        used.update(session.scalars(select(BaseRow.object_digest)), session.scalars(select(CommonRow.object_digest)))
         waiting = set(session.scalars(select(RunRow.id).join(TaskRow).where(TaskRow.state == "training")))
         kept = set(session.scalars(select(RunRow.id).where(RunRow.task_id.is_not(None))))
         for stored in context.store:
@@ -78,6 +79,8 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         objects = session.execute(select(ObjectRow.digest, ObjectRow.size)).all()
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
+        query = select(TaskRow.name, CommonRow.object_digest).join_from(TaskRow, CommonTaskRow).join(CommonRow)
+        shared = dict(session.execute(query).all())
     broken = dict(_broken(context, objects))
     problems = [Problem(f"object {digest}", what) for digest, what in broken.items()]
     digests = {base.name: base.digest for base in known}
@@ -89,6 +92,9 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
             problems.append(Problem(f"task {task.name}", f"its object {task.digest} {broken[task.digest]}"))
         else:
             problems.extend(_artifact(context, task.name, task.digest, digests[task.base]))
+        if shared.get(task.name) in broken:
+            digest = str(shared[task.name])
+            problems.append(Problem(f"task {task.name}", f"what it has in common, {digest}, {broken[digest]}"))
     if deep:
         problems.extend(_deep(context, set(broken)))
     return tuple(problems)
@@ -136,6 +142,6 @@ def _deep(context: Context, broken: set[str]) -> Iterator[Problem]:
             yield Problem(f"base {base.name}", f"its tensors have the digest {found}, the catalog says {base.digest}")
         for task in (task for task in ready if task.base == base.name and task.digest not in broken):
             try:
-                compose(loaded, context.store.get(task.digest))
+                compose(loaded, context.store.get(task.digest), context.store.get)
             except TapsError as error:
                 yield Problem(f"task {task.name}", str(error))

@@ -26,6 +26,11 @@ PIXELS = 32
 QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: begun last, they would leave all but one core idle at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of twelve images each: noise around a brightness of the class's own."""

@@ -135,7 +135,7 @@ def test_bf16_rounds_weights_only_and_halves_their_bytes(tmp_path: Path) -> None
 
 def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> None:
     header = read_header(written)
-    assert (header.format, header.method, header.encoding) == (1, "taps", encoding)
+    assert (header.format, header.method, header.encoding) == (2, "taps", encoding)
     assert header.base == digest(base_tensors())
     assert header.classes == ("dark", "gréy", "light")
     assert header.input == INPUT
@@ -249,7 +249,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]
     "an encoding that is no text": (entry("conv.bias", encoding=["fp32"]), "artifact"),
     "an entry of unknown fields": (entry("fc.bias", colour="red"), "is not an artifact"),
     "an entry that is no object": (lambda h, t: h["tensors"].update({"fc.bias": 1}), "is not an artifact"),
-    "a newer format": (field(format=2), "format 2 is not 1: a newer taps-registry wrote it"),
+    "a newer format": (field(format=3), r"format 3 is none of \(1, 2\): a newer taps-registry wrote it"),
     "no format": (without("format", where="header"), "is not an artifact"),
     "a field missing": (without("classes", where="header"), "is not an artifact"),
     "a field too many": (field(colour="red"), "is not an artifact"),
@@ -275,7 +275,7 @@ def test_an_artifact_is_refused_that_has(tmp_path: Path, encoding: str, what: st
 def test_an_encoding_that_is_not_installed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     change(tmp_path / "a", entry("conv.bias", encoding="int4"))
-    with pytest.raises(PluginError, match=r"no encoding 'int4'. There are: bf16, fp32"):
+    with pytest.raises(PluginError, match=r"no encoding 'int4'. There are: bf16, centre, fp32"):
         read(tmp_path / "a")
 
 

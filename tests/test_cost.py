@@ -15,9 +15,11 @@ from torch import nn
 
 from taps_registry import Registry
 from taps_registry.plugins.architectures import Partition
+from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.manager import PluginManager
+from taps_registry.plugins.methods import Stored
 from taps_registry.registry.errors import NotFoundError, SettingsError
-from taps_registry.registry.models.measure import count, parameters, roles
+from taps_registry.registry.models.measure import footprint, parameters, roles
 from taps_registry.registry.records import BaseCost, Params, Task
 
 QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
@@ -325,7 +327,8 @@ def taken_apart(name: str) -> tuple[nn.Module, Partition]:
 
 def test_resnet50_has_the_counts_of_the_paper() -> None:
     model, partition = taken_apart("resnet50")
-    parts = count(model.state_dict(), model.state_dict(), roles(partition))
+    stored = Stored(frozenset(partition.tensors()))
+    parts = footprint(stored, model.state_dict(), roles(partition), Float32()).params
     assert len(partition.layers) == 53
     assert {layer.kind for layer in partition.layers} == {"conv"}
     assert parts.weights == 23_454_912

@@ -19,7 +19,7 @@ from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
 from taps_registry.plugins import Architecture, Generic, Layer, Partition
 from taps_registry.plugins.manager import PluginInfo, PluginManager
-from taps_registry.registry.errors import PartitionError, PluginError
+from taps_registry.registry.errors import IntegrityError, PartitionError, PluginError
 
 BUILT_IN = {
     "resnet": "architecture resnet",
@@ -225,7 +225,11 @@ def test_a_disabled_plugin_is_listed_and_not_loaded(install: Install) -> None:
     ("kind", "there_are"),
     [
         ("architecture", "densenet, generic, resnet, vit"),
-        ("method", "full, head-only, norm-only, taps"),
+        (
+            "method",
+            "bitfit, diff-pruning, full, hard-sharing, head-only, lora, norm-only, parallel-adapter, piggyback, rcm, "
+            "taps, taps-lora, vmt-adapter, vmt-adapter-lite",
+        ),
         ("encoding", "bf16, fp32"),
         ("tracker", "csv, mlflow, none"),
     ],
@@ -426,6 +430,8 @@ def test_what_is_neither_matrix_nor_norm_stays_that_of_the_base(manager: PluginM
 
 # A base's plugin
 
+LAID_OUT_OTHERWISE = r"'strange' of taps-strange 2\.0 lays out the layers of 'base' otherwise than taps-strange 1\.0 did"
+
 
 @pytest.fixture
 def strange_base(install: Install, tmp_path: Path, images: Path) -> Path:
@@ -442,9 +448,10 @@ def test_a_base_whose_plugin_is_missing_cannot_be_used_but_can_be_listed(strange
     with Registry.open(strange_base, disabled_plugins=["strange"]) as registry:
         assert [task.name for task in registry.tasks()] == ["task"]
         assert registry.cost().bases[0].tasks[0].task == "task"
-        with pytest.raises(PluginError, match="There is no architecture 'strange'"):
+        missing = r"base 'base' were laid out by the plugin 'strange' of taps-strange 1\.0, which is not here"
+        with pytest.raises(PluginError, match=missing):
             registry.load("task")
-        with pytest.raises(PluginError, match="There is no architecture 'strange'"):
+        with pytest.raises(PluginError, match=missing):
             registry.add_task("other", "base", images, epochs=1, tracker="none")
         assert [task.name for task in registry.tasks()] == ["task"]
     with Registry.open(strange_base) as registry:
@@ -469,16 +476,29 @@ def test_a_plugin_that_lays_out_a_base_otherwise_than_before_is_an_error(
             lambda: registry.load("task"),
             lambda: registry.add_task("other", "base", images, epochs=1, tracker="none"),
         ):
-            with pytest.raises(PluginError, match="'strange' lays out the layers of 'base' otherwise than when"):
+            with pytest.raises(PluginError, match=LAID_OUT_OTHERWISE):
                 use()
         assert [task.name for task in registry.tasks()] == ["task"]
+
+
+def test_a_base_is_refused_before_a_byte_of_it_is_read(strange_base: Path) -> None:
+    with Registry.open(strange_base) as registry:
+        stored = registry.base("base").object
+    (strange_base / "objects" / stored[:2] / f"{stored[2:]}.safetensors").unlink()
+    with Registry.open(strange_base, disabled_plugins=["strange"]) as registry:
+        with pytest.raises(PluginError, match="which is not here"):
+            registry.load("task")
+    with Registry.open(strange_base) as registry:
+        assert registry.base("base").plugin_version == "taps-strange 1.0"
+        with pytest.raises(IntegrityError):
+            registry.load("task")
 
 
 def test_verify_names_the_base_whose_plugin_is_missing(strange_base: Path) -> None:
     with Registry.open(strange_base, disabled_plugins=["strange"]) as registry:
         problems = registry.verify(deep=True)
-    assert [problem.subject for problem in problems] == ["task task"]
-    assert "There is no architecture 'strange'" in problems[0].what
+    assert [problem.subject for problem in problems] == ["base base"]
+    assert "laid out by the plugin 'strange'" in problems[0].what
 
 
 def test_a_partition_that_is_wrong_keeps_a_base_out(install: Install, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
@@ -18,6 +19,7 @@ from taps_registry.registry.catalog import schema
 from taps_registry.registry.catalog.engine import Catalog
 from taps_registry.registry.catalog.tables import Row
 from taps_registry.registry.errors import HomeError, SchemaError, SettingsError, StorageError, TapsError
+from taps_registry.registry.records import Task
 
 OURS = set(Row.metadata.tables)
 KINDS = ("sqlite", "postgresql")
@@ -394,3 +396,26 @@ def test_a_write_that_raises_changes_nothing(catalog: Catalog) -> None:
         raise RuntimeError("enough")
     with catalog.read() as session:
         assert session.scalar(text("SELECT count(*) FROM taps_registry")) == 0
+
+
+# A registry of an earlier version
+
+
+def test_a_registry_of_the_first_revision_is_upgraded_with_all_that_is_in_it(
+    registry: Registry, add: Callable[..., Task]
+) -> None:
+    before, home = add("task"), registry.home
+    logits = registry.load("task").model(torch.ones(1, 3, 32, 32))
+    registry.close()
+    catalog = Catalog(f"sqlite:///{home / 'catalog.sqlite'}")
+    with catalog.connect_to_write() as connection:
+        command.downgrade(schema.alembic_config(connection), "r0001")
+    catalog.close()
+    with pytest.raises(SchemaError, match="has revision r0001, this version works with r0002. Type: taps-registry upg"):
+        Registry.open(home)
+    assert Registry.upgrade(home) == ("r0001", "r0002")
+    with Registry.open(home) as opened:
+        assert opened.task("task").digest == before.digest
+        assert opened.base("base").plugin_version == ""
+        assert torch.equal(opened.load("task").model(torch.ones(1, 3, 32, 32)), logits)
+        assert opened.verify(deep=True) == ()

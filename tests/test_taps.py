@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.methods import MethodSettings
-from taps_registry.plugins.methods.taps import Taps, TapsAdaptation, warmup_epochs
+from taps_registry.plugins.methods.gating import warmup_epochs
+from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 
 SETTINGS = MethodSettings(epochs=1, lr=0.1, sparsity=3.0, threshold=0.1, weight_decay=0.0)
 
@@ -32,7 +33,7 @@ def make(settings: MethodSettings = SETTINGS, model: str = "test_resnet") -> Tap
     built = timm.create_model(model, num_classes=3)
     adaptation = Taps().adapt(built, Generic().partition(built).check(built), settings)
     assert isinstance(adaptation, TapsAdaptation)
-    adaptation.penalised = True
+    adaptation.scores.penalised = True
     return adaptation
 
 
@@ -73,12 +74,12 @@ class Reference:
     def of(cls, adaptation: TapsAdaptation) -> Reference:
         base, deltas, gate_of = {}, {}, {}
         for index, gate in enumerate(adaptation.gates):
-            for name, parameter in gate.trainable().items():
-                base[name] = gate.base[name].clone()
+            for name, parameter in ((live.name, live.owner) for live in gate.trainable()):
+                base[name] = gate.tensors[name].base.clone()
                 now = gate.parked.get(name, parameter.detach())
                 deltas[name] = (now - base[name]).requires_grad_()
                 gate_of[name] = index
-        scores = adaptation.scores.detach().clone().requires_grad_()
+        scores = adaptation.scores.values.detach().clone().requires_grad_()
         return cls(adaptation.model, base, deltas, scores, gate_of, adaptation.settings)
 
     def effective(self) -> dict[str, Tensor]:
@@ -100,11 +101,11 @@ def step(adaptation: TapsAdaptation, lr: float) -> None:
     """Plain gradient descent on the gated layers and their scores."""
     with torch.no_grad():
         for gate in adaptation.gates:
-            for parameter in gate.trainable().values():
+            for parameter in (live.owner for live in gate.trainable()):
                 if parameter.grad is not None:
                     parameter -= lr * parameter.grad
-        assert adaptation.scores.grad is not None
-        adaptation.scores -= lr * adaptation.scores.grad
+        assert adaptation.scores.values.grad is not None
+        adaptation.scores.values -= lr * adaptation.scores.values.grad
     adaptation.after_step()
 
 
@@ -112,10 +113,10 @@ def with_deltas(adaptation: TapsAdaptation, closed: tuple[int, ...]) -> None:
     """Give every layer a delta and close some gates, one of them with a negative score."""
     with torch.no_grad():
         for gate in adaptation.gates:
-            for parameter in gate.trainable().values():
+            for parameter in (live.owner for live in gate.trainable()):
                 parameter += 0.1 * torch.randn_like(parameter)
         for index in closed:
-            adaptation.scores[index] = -0.05 if index % 2 else 0.05
+            adaptation.scores.values[index] = -0.05 if index % 2 else 0.05
     adaptation.after_step()
     assert [i for i, gate in enumerate(adaptation.gates) if not gate.open] == sorted(closed)
 
@@ -126,11 +127,11 @@ def test_score_gradients_are_those_of_autograd_for_open_and_closed_gates(model: 
     with_deltas(adaptation, closed=(1, 2, 5))
     reference, (images, labels) = Reference.of(adaptation), batch()
     backward(adaptation, images, labels)
-    adaptation.after_backward(lr=0.0)
+    adaptation.before_step(lr=0.0)
     reference.backward(images, labels)
-    torch.testing.assert_close(adaptation.scores.grad, reference.scores.grad, rtol=1e-9, atol=1e-12)
-    assert adaptation.scores.grad is not None
-    assert adaptation.scores.grad[1].abs() > 1e-6  # a closed gate sees <G, D> still
+    torch.testing.assert_close(adaptation.scores.values.grad, reference.scores.grad, rtol=1e-9, atol=1e-12)
+    assert adaptation.scores.values.grad is not None
+    assert adaptation.scores.values.grad[1].abs() > 1e-6  # a closed gate sees <G, D> still
 
 
 def test_delta_gradients_are_those_of_autograd_and_dropped_where_the_gate_is_closed() -> None:
@@ -138,10 +139,10 @@ def test_delta_gradients_are_those_of_autograd_and_dropped_where_the_gate_is_clo
     with_deltas(adaptation, closed=(0, 3))
     reference, (images, labels) = Reference.of(adaptation), batch()
     backward(adaptation, images, labels)
-    adaptation.after_backward(lr=0.0)
+    adaptation.before_step(lr=0.0)
     reference.backward(images, labels)
     for gate in adaptation.gates:
-        for name, parameter in gate.trainable().items():
+        for name, parameter in ((live.name, live.owner) for live in gate.trainable()):
             expected = reference.deltas[name].grad
             if gate.open:
                 torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
@@ -156,9 +157,9 @@ def test_many_steps_follow_the_reference_while_gates_close_and_reopen() -> None:
     reference, lr, seen = Reference.of(adaptation), 0.02, []
     images, labels = batch()
     for number in range(12):
-        adaptation.settings = reference.settings = MethodSettings(sparsity=9.0 if number < 6 else -16.0)
+        adaptation.scores.settings = reference.settings = MethodSettings(sparsity=9.0 if number < 6 else -16.0)
         backward(adaptation, images, labels)
-        adaptation.after_backward(lr=0.0)
+        adaptation.before_step(lr=0.0)
         reference.backward(images, labels)
         step(adaptation, lr)
         with torch.no_grad():
@@ -166,7 +167,7 @@ def test_many_steps_follow_the_reference_while_gates_close_and_reopen() -> None:
                 assert value.grad is not None
                 value -= lr * value.grad
         seen.append(tuple(gate.open for gate in adaptation.gates))
-        torch.testing.assert_close(adaptation.scores.detach(), reference.scores.detach(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(adaptation.scores.values.detach(), reference.scores.detach(), rtol=1e-7, atol=1e-9)
         for name, expected in reference.effective().items():
             torch.testing.assert_close(adaptation.model.get_parameter(name), expected, rtol=1e-7, atol=1e-9)
     assert all(seen[0]), "the gates did not begin open: the test shows nothing"
@@ -182,15 +183,15 @@ def test_a_closed_gate_computes_with_the_base_to_the_last_bit_and_reopens_to_the
     trained = {name: tensor.clone() for name, tensor in adaptation.model.state_dict().items()}
     gate = adaptation.gates[4]
     with torch.no_grad():
-        adaptation.scores[4] = 0.0
+        adaptation.scores.values[4] = 0.0
     adaptation.after_step()
-    for name in gate.layer.tensors:
+    for name in gate.tensors:
         assert torch.equal(adaptation.model.state_dict()[name], before[name])
-    assert gate.layer.name not in {state.name for state in adaptation.layer_states() if state.open}
+    assert gate.layers[0].name not in {state.name for state in adaptation.layer_states() if state.open}
     with torch.no_grad():
-        adaptation.scores[4] = 0.1
+        adaptation.scores.values[4] = 0.1
     adaptation.after_step()
-    for name in gate.layer.tensors:
+    for name in gate.tensors:
         assert torch.equal(adaptation.model.state_dict()[name], trained[name])
 
 
@@ -198,19 +199,21 @@ def test_the_penalty_is_lambda_over_the_true_number_of_gates() -> None:
     adaptation = make()
     images, labels = batch()
     backward(adaptation, images, labels)
-    adaptation.after_backward(lr=0.0)
-    assert adaptation.scores.grad is not None
+    adaptation.before_step(lr=0.0)
+    assert adaptation.scores.values.grad is not None
     # no delta yet, so <G, D> is zero and the gradient is the penalty's alone
-    assert adaptation.scores.grad.tolist() == pytest.approx([3.0 / len(adaptation.gates)] * len(adaptation.gates))
+    assert adaptation.scores.values.grad.tolist() == pytest.approx(
+        [3.0 / len(adaptation.gates)] * len(adaptation.gates)
+    )
     assert adaptation.penalty() == pytest.approx(3.0 * 0.15)
 
 
 def test_without_the_penalty_no_score_moves_before_there_is_a_delta() -> None:
     adaptation = make(MethodSettings(sparsity=0.0))
     backward(adaptation, *batch())
-    adaptation.after_backward(lr=0.0)
-    assert adaptation.scores.grad is not None
-    assert not adaptation.scores.grad.any()
+    adaptation.before_step(lr=0.0)
+    assert adaptation.scores.values.grad is not None
+    assert not adaptation.scores.values.grad.any()
 
 
 def test_the_penalty_waits_for_a_tenth_of_the_epochs() -> None:
@@ -229,10 +232,14 @@ def test_decay_pulls_open_layers_towards_the_base_and_leaves_closed_ones_alone()
     before = Reference.of(adaptation)
     effective = {name: value.detach().clone() for name, value in before.effective().items()}
     backward(adaptation, *batch())
-    adaptation.after_backward(lr=0.1)
+    adaptation.before_step(lr=0.1)
     for index, gate in enumerate(adaptation.gates):
-        for name, parameter in gate.trainable().items():
-            expected = gate.base[name] if index == 0 else effective[name] - 0.05 * (effective[name] - gate.base[name])
+        for name, parameter in ((live.name, live.owner) for live in gate.trainable()):
+            expected = (
+                gate.tensors[name].base
+                if index == 0
+                else effective[name] - 0.05 * (effective[name] - gate.tensors[name].base)
+            )
             torch.testing.assert_close(parameter.detach(), expected)
 
 
@@ -245,21 +252,22 @@ def test_momentum_does_not_move_a_layer_whose_gate_is_closed(optimiser: type[tor
         backward(adaptation, *batch())
         if number == 1:
             with torch.no_grad():
-                adaptation.scores[2] = 0.0
+                adaptation.scores.values[2] = 0.0
             adaptation.after_step()
-        adaptation.after_backward(lr=0.0)
+        adaptation.before_step(lr=0.0)
         made.step()
     gate = adaptation.gates[2]
     assert not gate.open
-    assert all(torch.equal(tensor, gate.base[name]) for name, tensor in gate.tensors.items())
-    assert any(not torch.equal(t, adaptation.gates[3].base[name]) for name, t in adaptation.gates[3].tensors.items())
+    assert all(torch.equal(live.value, live.base) for live in gate.tensors.values())
+    assert any(not torch.equal(live.value, live.base) for live in adaptation.gates[3].tensors.values())
 
 
 def test_norms_of_the_task_are_stored_whatever_the_gates_say() -> None:
     adaptation = make()
     with_deltas(adaptation, closed=tuple(range(len(adaptation.gates))))
     expected = {*adaptation.partition.norm_tensors(), *adaptation.partition.head}
-    assert adaptation.stored() == expected == Taps().least(adaptation.partition, SETTINGS)
+    assert adaptation.stored().tensors == expected
+    assert Taps().least(adaptation.model, adaptation.partition, SETTINGS).tensors == expected
 
 
 def test_frozen_norms_keep_the_bases_statistics_and_are_not_stored() -> None:
@@ -269,26 +277,26 @@ def test_frozen_norms_keep_the_bases_statistics_and_are_not_stored() -> None:
     adaptation.model(torch.randn(4, 3, 32, 32))
     assert before
     assert all(torch.equal(adaptation.model.state_dict()[name], t) for name, t in before.items())
-    assert not adaptation.stored().intersection(adaptation.partition.norm_tensors())
+    assert not adaptation.stored().tensors.intersection(adaptation.partition.norm_tensors())
 
 
 def test_gated_norms_have_a_gate_each_and_use_the_bases_statistics_while_it_is_closed() -> None:
     adaptation = make(MethodSettings(norms="gated"))
     assert len(adaptation.gates) == len(adaptation.partition.layers) + len(adaptation.partition.norms)
-    gate = next(gate for gate in adaptation.gates if gate.layer.kind == "norm")
-    module, index = adaptation.model.get_submodule(gate.layer.name), adaptation.gates.index(gate)
+    gate = next(gate for gate in adaptation.gates if gate.layers[0].kind == "norm")
+    module, index = adaptation.model.get_submodule(gate.layers[0].name), adaptation.gates.index(gate)
     adaptation.train()
     adaptation.model(torch.randn(4, 3, 32, 32))
     moved = module.running_mean.clone()
-    assert not torch.equal(moved, gate.base[f"{gate.layer.name}.running_mean"])
+    assert not torch.equal(moved, gate.tensors[f"{gate.layers[0].name}.running_mean"].base)
     with torch.no_grad():
-        adaptation.scores[index] = 0.0
+        adaptation.scores.values[index] = 0.0
     adaptation.after_step()
     adaptation.model(torch.randn(4, 3, 32, 32))
     assert not module.training
-    assert torch.equal(module.running_mean, gate.base[f"{gate.layer.name}.running_mean"])
+    assert torch.equal(module.running_mean, gate.tensors[f"{gate.layers[0].name}.running_mean"].base)
     with torch.no_grad():
-        adaptation.scores[index] = 0.2
+        adaptation.scores.values[index] = 0.2
     adaptation.after_step()
     assert module.training
     assert torch.equal(module.running_mean, moved)
@@ -301,7 +309,7 @@ def test_a_saved_state_brings_back_scores_gates_and_parked_weights() -> None:
     fresh.model.load_state_dict(adaptation.model.state_dict())
     fresh.load_state_dict(adaptation.state_dict())
     assert [gate.open for gate in fresh.gates] == [gate.open for gate in adaptation.gates]
-    assert torch.equal(fresh.scores, adaptation.scores)
+    assert torch.equal(fresh.scores.values, adaptation.scores.values)
     for ours, theirs in zip(fresh.gates, adaptation.gates, strict=True):
         assert ours.parked.keys() == theirs.parked.keys()
         assert all(torch.equal(ours.parked[name], theirs.parked[name]) for name in theirs.parked)

@@ -9,19 +9,38 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Encoding"]
+__all__ = ["Encoding", "Form"]
 
 
-class Encoding(ABC):
-    """Stores one floating-point tensor of a layer. The artifact names its encoding, so the data choose their decoder.
+class Form(ABC):
+    """How a tensor is read back from an artifact, which names its forms: the data choose their decoder.
+
+    A method that computes weights from factors of its own (low-rank matrices, a mask, ...) registers the form they are
+    stored in; ``Encoding`` is a form that any method's weights can be put into.
 
     Attributes:
-        name: what ``add-task --encoding`` and the artifact's header call it; it must never change its meaning.
+        name: what the artifact's header calls it; it must never change its meaning.
         summary: one line for ``taps-registry plugins`` and the docs.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+
+    @abstractmethod
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        """The task's float32 tensor, of the base's shape; the same on every machine.
+
+        Args:
+            parts: as they were stored, by part name.
+            base: what the base has in its place; not to be written to.
+
+        Raises:
+            ValueError: if the parts are not what is stored for a base of this shape.
+        """
+
+
+class Encoding(Form):
+    """Stores one floating-point tensor of a layer, whatever method it comes from; ``add-task --encoding`` names it."""
 
     @abstractmethod
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
@@ -36,13 +55,14 @@ class Encoding(ABC):
         """
 
     @abstractmethod
-    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        """The task's float32 tensor, of the base's shape; the same on every machine.
-
-        Raises:
-            ValueError: if the parts are not what ``encode`` makes for a base of this shape.
-        """
-
-    @abstractmethod
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes that the parts of a tensor of this shape take."""
+
+
+def expect(parts: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: object) -> Tensor:
+    """The part of this name. Raises ValueError if it is missing, or of another shape or dtype."""
+    part = parts.get(name)
+    if part is None or tuple(part.shape) != shape or part.dtype != dtype:
+        found = "nothing" if part is None else f"{part.dtype} {tuple(part.shape)}"
+        raise ValueError(f"expected {dtype} {shape} for {name or 'the tensor'}, found {found}")
+    return part

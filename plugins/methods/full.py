@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
-from . import Method, MethodSettings
+from . import FixedSet, MethodSettings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class Full(Method):
+class Full(FixedSet):
     """Trains every tensor of the model."""
 
     name = "full"
     summary = "every layer, the norms and the head"
 
-    def least(self, partition: Partition, settings: MethodSettings) -> frozenset[str]:
-        everything = (*partition.layer_tensors(), *partition.norm_tensors(), *partition.head, *partition.shared)
-        return frozenset(everything)
+    def tensors(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Iterable[str]:
+        return partition.tensors()
 
 
 @hookimpl

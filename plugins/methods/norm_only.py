@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
-from . import Method, MethodSettings
+from . import FixedSet, MethodSettings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class NormOnly(Method):
+class NormOnly(FixedSet):
     """Trains the classifier and the norms: what TAPS stores with every gate closed."""
 
     name = "norm-only"
     summary = "the norms and the head"
 
-    def least(self, partition: Partition, settings: MethodSettings) -> frozenset[str]:
-        return frozenset(partition.head) | frozenset(partition.norm_tensors())
+    def tensors(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Iterable[str]:
+        return (*partition.head, *partition.norm_tensors())
 
 
 @hookimpl

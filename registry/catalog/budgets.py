@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import BudgetError
 from ..records import BudgetUse
-from . import bases
+from . import bases, common
 from .tables import ArtifactRow, BaseRow, BudgetRow, TaskRow
 
 WHOLE = "*"
@@ -78,5 +78,8 @@ def _use(session: Session, row: BudgetRow) -> BudgetUse:
     if row.base_id is not None:
         query = query.join(TaskRow, ArtifactRow.task_id == TaskRow.id).where(TaskRow.base_id == row.base_id)
     used_bytes, used_params = session.execute(query).one()
+    common_bytes, common_params = common.usage(session, row.base_id)
     base = row.scope if row.base_id is not None else None
-    return BudgetUse(base, row.max_bytes, row.max_params, int(used_bytes), int(used_params))
+    return BudgetUse(
+        base, row.max_bytes, row.max_params, int(used_bytes) + common_bytes, int(used_params) + common_params
+    )

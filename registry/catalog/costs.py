@@ -9,9 +9,18 @@ from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from ..errors import SettingsError
-from ..records import BaseCost, BudgetUse, CostReport, LayerCost, TaskCost, Total
+from ..records import BaseCost, BudgetUse, CommonCost, CostReport, LayerCost, TaskCost, Total
 from . import bases, budgets, tasks
-from .tables import ArtifactLayerRow, ArtifactRow, BaseRow, LayerRow, TaskRow
+from .tables import (
+    ArtifactLayerRow,
+    ArtifactRow,
+    BaseRow,
+    CommonRow,
+    CommonTaskRow,
+    LayerRow,
+    ObjectRow,
+    TaskRow,
+)
 
 BY = ("task", "layer", "kind")
 
@@ -40,7 +49,8 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
         found = _artifacts(session, row, names)
         if found or not names:
             grouped = _by_layer(session, row, names, by) if by != "task" else ()
-            costs.append(_base_cost(row, found, grouped, uses.get(row.name)))
+            shared = _common(session, row, names)
+            costs.append(_base_cost(row, found, shared, grouped, uses.get(row.name)))
     return CostReport(tuple(costs), uses.get(None))
 
 
@@ -56,21 +66,50 @@ def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> list[tu
     return list(session.execute(query))
 
 
+def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[CommonCost, ...]:
+    """The sets that these tasks are in, each with all its finished tasks."""
+    query = (
+        select(CommonRow, ObjectRow.size, TaskRow.name)
+        .join(ObjectRow, CommonRow.object_digest == ObjectRow.digest)
+        .join(CommonTaskRow, CommonTaskRow.common_id == CommonRow.id)
+        .join(TaskRow, CommonTaskRow.task_id == TaskRow.id)
+        .where(CommonRow.base_id == base.id, TaskRow.state == "ready")
+        .order_by(CommonRow.name, TaskRow.name)
+    )
+    members: dict[int, list[str]] = {}
+    rows: dict[int, tuple[CommonRow, int]] = {}
+    for row, size, task in session.execute(query):
+        rows[row.id] = (row, size)
+        members.setdefault(row.id, []).append(task)
+    return tuple(
+        CommonCost(row.name, row.method, row.params, size, tuple(members[row.id]))
+        for row, size in rows.values()
+        if not names or set(names) & set(members[row.id])
+    )
+
+
 def _base_cost(
-    base: BaseRow, found: list[tuple[str, ArtifactRow]], by: tuple[LayerCost, ...], use: BudgetUse | None
+    base: BaseRow,
+    found: list[tuple[str, ArtifactRow]],
+    common: tuple[CommonCost, ...],
+    by: tuple[LayerCost, ...],
+    use: BudgetUse | None,
 ) -> BaseCost:
-    costs = tuple(_task_cost(name, artifact, base.backbone_params) for name, artifact in found)
+    sets = {task: shared.name for shared in common for task in shared.tasks}
+    costs = tuple(_task_cost(name, artifact, base.backbone_params, sets.get(name, "")) for name, artifact in found)
     files = {artifact.digest: artifact.bytes for _, artifact in found}
     total = Total(
-        params=base.params + sum(cost.params.total for cost in costs),
-        bytes=base.object.size + sum(files.values()),
-        multiple=1 + sum(cost.share_of_base for cost in costs),
+        params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in common),
+        bytes=base.object.size + sum(files.values()) + sum(one.bytes for one in common),
+        multiple=1
+        + sum(cost.share_of_base for cost in costs)
+        + sum(one.params for one in common) / base.backbone_params,
         multiple_if_copied=1.0 + len(costs),
     )
-    return BaseCost(base.name, base.params, base.object.size, costs, total, use, by)
+    return BaseCost(base.name, base.params, base.object.size, costs, total, use, by, common)
 
 
-def _task_cost(name: str, artifact: ArtifactRow, backbone: int) -> TaskCost:
+def _task_cost(name: str, artifact: ArtifactRow, backbone: int, common: str) -> TaskCost:
     params = tasks.params(artifact)
     return TaskCost(
         task=name,
@@ -82,6 +121,7 @@ def _task_cost(name: str, artifact: ArtifactRow, backbone: int) -> TaskCost:
         bytes=artifact.bytes,
         share_of_base=(params.weights + params.norms) / backbone,
         metrics=artifact.metrics,
+        common=common,
     )
 
 

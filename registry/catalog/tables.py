@@ -79,6 +79,9 @@ class BaseRow(Row):
     model: Mapped[str] = mapped_column(String(256), comment="timm's name of the architecture")
     arguments: Mapped[dict[str, Any]] = mapped_column(comment="of timm.create_model")
     plugin: Mapped[str] = mapped_column(String(128), comment="architecture plugin that laid out the layers")
+    plugin_version: Mapped[str] = mapped_column(
+        String(256), server_default="", comment="package that brought it, and its version"
+    )
     digest: Mapped[str] = mapped_column(String(64), comment="SHA-256 over names, shapes, dtypes and bytes of tensors")
     object_digest: Mapped[str] = mapped_column(ForeignKey("taps_objects.digest"), index=True)
     params: Mapped[int] = mapped_column(BigInteger, comment="values in parameters, classifier included")
@@ -120,6 +123,35 @@ class TaskRow(Row):
     created: Mapped[datetime] = mapped_column(default=now)
 
     base: Mapped[BaseRow] = relationship(lazy="joined", innerjoin=True)
+
+
+class CommonRow(Row):
+    """Sets of tasks with tensors in common: an object of its own, trained with the first task of the set."""
+
+    __tablename__ = "taps_common"
+    __table_args__ = (UniqueConstraint("base_id", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    base_id: Mapped[int] = mapped_column(ForeignKey("taps_base_models.id"))
+    name: Mapped[str] = mapped_column(String(128))
+    method: Mapped[str] = mapped_column(String(64))
+    arguments: Mapped[dict[str, Any]] = mapped_column(comment="what the method extends a model with")
+    object_digest: Mapped[str | None] = mapped_column(
+        ForeignKey("taps_objects.digest"), index=True, comment="none while its first task trains"
+    )
+    params: Mapped[int] = mapped_column(BigInteger)
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class CommonTaskRow(Row):
+    """Which tasks, finished or in training, are in which of these sets, and need its object."""
+
+    __tablename__ = "taps_common_tasks"
+
+    task_id: Mapped[int] = mapped_column(
+        ForeignKey("taps_tasks.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    common_id: Mapped[int] = mapped_column(ForeignKey("taps_common.id"), index=True)
 
 
 class RunRow(Row):

@@ -11,13 +11,19 @@ from sqlalchemy.orm import Session
 
 from ..errors import BusyError, NameTakenError, NotFoundError
 from ..records import InputConfig, Params, Task, TaskLayer
-from . import bases, budgets
+from . import bases, budgets, common
+from .common import PublishedCommon
 from .tables import ArtifactLayerRow, ArtifactRow, LayerRow, RunRow, TaskRow
 
 
 @dataclass(frozen=True)
 class Published:
-    """What ``publish`` writes of an artifact whose object is in the store. ``metrics`` are of the stored artifact."""
+    """What ``publish`` writes of an artifact whose object is in the store.
+
+    Attributes:
+        metrics: of the stored artifact.
+        common: what the task trained for others too, an object of its own.
+    """
 
     digest: str
     bytes: int
@@ -31,6 +37,7 @@ class Published:
     metrics: dict[str, float]
     settings: dict[str, Any]
     layers: Sequence[TaskLayer]
+    common: PublishedCommon | None = None
 
 
 def reserve(session: Session, name: str, base: str) -> TaskRow:
@@ -76,7 +83,8 @@ def require_room(session: Session, name: str, made: Published) -> None:
     task = row(session, name)
     if task.state != "training":
         raise BusyError(f"Another process has finished {name!r} in the meantime; its result stands.")
-    budgets.require_room(session, task.base, made.params.total, made.bytes, name)
+    params, size = (made.common.params, made.common.bytes) if made.common else (0, 0)
+    budgets.require_room(session, task.base, made.params.total + params, made.bytes + size, name)
 
 
 def publish(session: Session, name: str, run: str, made: Published) -> int:
@@ -90,6 +98,8 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
     """
     require_room(session, name, made)
     task = row(session, name)
+    if made.common:
+        common.publish(session, task, made.common)
     bases.add_object(session, made.digest, made.bytes, "artifact")
     version = (task.current_version or 0) + 1
     artifact = ArtifactRow(
@@ -140,7 +150,8 @@ def get(session: Session, name: str) -> Task:
     """A task with its layers. Raises NotFoundError."""
     row(session, name)
     task, artifact = session.execute(_current().where(TaskRow.name == name)).one()
-    return record(task, artifact, _layers(session, artifact) if artifact else ())
+    sets = common.of_tasks(session)
+    return record(task, artifact, _layers(session, artifact) if artifact else (), sets.get(task.id, ""))
 
 
 def ready(session: Session, name: str) -> Task:
@@ -158,12 +169,15 @@ def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
     query = _current().order_by(TaskRow.base_id, TaskRow.name)
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
-    return tuple(record(task, artifact) for task, artifact in session.execute(query))
+    sets = common.of_tasks(session)
+    return tuple(record(task, artifact, (), sets.get(task.id, "")) for task, artifact in session.execute(query))
 
 
 def remove(session: Session, name: str) -> None:
     """Forget a task and its versions; its objects stay until ``gc``. Raises NotFoundError."""
-    session.delete(row(session, name))
+    task = row(session, name)
+    common.leave(session, task)
+    session.delete(task)
 
 
 def _current() -> Select[TaskRow, ArtifactRow | None]:
@@ -190,10 +204,10 @@ def params(artifact: ArtifactRow) -> Params:
     return Params(artifact.params_weights, artifact.params_norms, artifact.params_head)
 
 
-def record(task: TaskRow, artifact: ArtifactRow | None, layers: Iterable[TaskLayer] = ()) -> Task:
+def record(task: TaskRow, artifact: ArtifactRow | None, layers: Iterable[TaskLayer] = (), common_set: str = "") -> Task:
     """What leaves the catalog of a row."""
     if artifact is None:
-        return Task(name=task.name, base=task.base.name, state=task.state, created=task.created)
+        return Task(name=task.name, base=task.base.name, state=task.state, created=task.created, common=common_set)
     return Task(
         name=task.name,
         base=task.base.name,
@@ -212,5 +226,6 @@ def record(task: TaskRow, artifact: ArtifactRow | None, layers: Iterable[TaskLay
         run=artifact.run_id,
         input=InputConfig.from_json(task.input) if task.input else None,
         created=artifact.created,
+        common=common_set,
         layers=tuple(layers),
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...plugins.architectures.pieces import Pieces, tensor_of
 from ..errors import IntegrityError
 from ..models.bases import LoadedBase
-from ..models.build import create
 from ..store.artifact import Header, read_artifact
 
 
@@ -22,7 +23,7 @@ class Composed:
     header: Header
 
 
-def compose(base: LoadedBase, artifact: Path) -> Composed:
+def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path]) -> Composed:
     """Build the model of an artifact.
 
     A layer that the artifact does not hold gets the base's tensor itself. The head has no base to fall back on.
@@ -30,29 +31,60 @@ def compose(base: LoadedBase, artifact: Path) -> Composed:
     Args:
         base: that the artifact belongs to.
         artifact: path of a file whose digest the store has checked.
+        fetch: the checked path of an object, for tensors that the task has in common with others.
 
     Raises:
         IntegrityError: if the artifact is damaged, belongs to another base, or does not fit the model.
+        PluginError: if it needs a method or encoding that is not installed.
     """
     header, changed = read_artifact(artifact, base.tensors, base.record.digest, base.plugins)
-    model = create(base.record.model, {**base.record.arguments, "num_classes": len(header.classes)})
-    _check(model, base, changed, artifact)
-    wanted = model.state_dict()
-    model.load_state_dict({name: changed.get(name, base.tensors.get(name)) for name in wanted}, strict=True)
+    model = base.build(len(header.classes))
+    needed = set(base.partition(model).head)
+    if header.extension:
+        plain = set(model.state_dict())
+        base.plugins.method(header.method).extend(model, header.extension)
+        needed |= set(model.state_dict()) - plain
+    if header.common:
+        changed.update(load_file(fetch(header.common)))
+    _check(model, needed, changed, f"{artifact} does not fit {base.record.model}.")
+    model.load_state_dict(assemble(model, changed, base.tensors), strict=True)
     return Composed(model.eval(), header)
 
 
-def _check(model: nn.Module, base: LoadedBase, changed: Mapping[str, Tensor], artifact: Path) -> None:
-    """Every tensor of the head must come from the artifact, and nothing may be in it that the model has not."""
-    wanted = model.state_dict()
-    head = base.partition(model).head
+def assemble(model: nn.Module, changed: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict: changed tensors, the base's own, and the base's with changed rows put into a copy.
+
+    Args:
+        model: whose tensors they are; one that it uses under several names is changed under the first.
+        changed: by the name of a tensor or of rows of one.
+        originals: the base's tensors.
+    """
+    firsts = first_names(model)
+    whole = {name: changed.get(first, originals.get(name)) for name, first in firsts.items()}
+    made = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    pieces = [piece for piece in changed if piece not in made]
+    for name in {tensor_of(piece) for piece in pieces}:
+        made[name] = made[name].clone()
+    for piece in pieces:
+        Pieces(made)[piece].copy_(changed[piece])
+    return {name: made[first] for name, first in firsts.items() if first in made}
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every name in the state dict the first name of the same tensor; most often itself."""
+    firsts: dict[int, str] = {}
+    return {name: firsts.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _check(model: nn.Module, needed: Iterable[str], changed: Mapping[str, Tensor], failure: str) -> None:
+    """What the base has not must come from the artifact, and nothing may be in it that the model has not."""
+    wanted = Pieces(model.state_dict())
+    known = {name: wanted[name].shape for name in changed if tensor_of(name) in wanted.tensors}
     problems = {
-        "unknown to the model": sorted(set(changed) - set(wanted)),
-        "missing from the head": sorted(set(head) - set(changed)),
-        "of another shape": sorted(
-            name for name, tensor in changed.items() if name in wanted and tensor.shape != wanted[name].shape
-        ),
+        "unknown to the model": sorted(set(changed) - set(known)),
+        "missing": sorted(set(needed) - set(changed)),
+        "of another shape": sorted(name for name, shape in known.items() if changed[name].shape != shape),
     }
     found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
     if found:
-        raise IntegrityError(f"{artifact} does not fit {base.record.model}. {'; '.join(found)}")
+        raise IntegrityError(f"{failure} {'; '.join(found)}")

@@ -1,15 +1,19 @@
-"""A task as a plain timm checkpoint, for programs that have never heard of this project."""
+"""A task for programs that have never heard of this project: a plain timm checkpoint, or a torch program."""
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
-from ..errors import IntegrityError, SettingsError
+from ..errors import IntegrityError, SettingsError, first_line
 from ..records import Base
+from ..store.files import in_place
 from ..store.tensors import digest, write_tensors
 from .compose import Composed
 
@@ -20,17 +24,46 @@ def export(composed: Composed, base: Base, path: Path) -> str:
     Args:
         composed: the task's model.
         base: that it is on.
-        path: of the file, ending in ``.safetensors``.
+        path: of the file: ``.safetensors`` for timm, or ``.pt2`` for a program of ``torch.export``, which needs no timm
+            either and also holds models that do not fold into timm's weights.
 
     Returns:
-        The call of ``timm.create_model`` that loads it.
+        The Python that loads it.
 
     Raises:
-        SettingsError: for another ending, which timm would read as a pickle.
+        SettingsError: for another ending, or for a checkpoint of a model that timm cannot build.
         StorageError: if the disk refuses.
     """
+    if path.suffix == ".pt2":
+        return _program(composed, base, path)
     if path.suffix != ".safetensors":
-        raise SettingsError(f"{path} must end in .safetensors: timm reads anything else as a pickle.")
+        raise SettingsError(f"{path} must end in .safetensors, or in .pt2: timm reads anything else as a pickle.")
+    if composed.header.extension:
+        raise SettingsError(
+            f"--method {composed.header.method} adds modules that timm's {base.model} has not: export to a file that "
+            "ends in .pt2, a program for torch.export.load."
+        )
+    return _checkpoint(composed, base, path)
+
+
+def _program(composed: Composed, base: Base, path: Path) -> str:
+    """The model as a graph of torch's own operations, for batches of any size."""
+    example = torch.zeros(2, *base.input.size)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.export, about timm's code
+            program = torch.export.export(composed.model, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # whatever in a model's code torch cannot trace
+        raise SettingsError(f"torch.export cannot trace {base.model}: {first_line(error)}") from error
+    with in_place(path) as draft:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        draft.write_bytes(buffer.getvalue())
+    return f"torch.export.load({str(path)!r}).module()"
+
+
+def _checkpoint(composed: Composed, base: Base, path: Path) -> str:
     tensors = composed.model.state_dict()
     about = {"model": base.model, "arguments": dict(base.arguments), "classes": composed.header.classes}
     write_tensors(path, tensors, {"taps": json.dumps({**about, "input": dict(composed.header.input)}, sort_keys=True)})

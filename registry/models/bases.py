@@ -19,9 +19,9 @@ from ..context import Context
 from ..errors import PluginError, SettingsError
 from ..folders import scratch
 from ..home import check_name
-from ..records import Base
+from ..records import Base, LayerInfo
 from ..store.tensors import digest, write_tensors
-from .build import check_input, create, has_fixed_size, input_config, load_weights
+from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta
 from .measure import layer_infos, parameters
 
 
@@ -55,12 +55,12 @@ def add(
     with context.catalog.read() as session:
         bases.require_free(session, name)
     arguments = dict(arguments)
+    plugins = context.plugins
     if input_size and has_fixed_size(model) and not arguments.get("dynamic_img_size"):
         arguments.setdefault("img_size", input_size)
-    built = _build(model, arguments, source)
+    built = _build(plugins, model, arguments, source)
     config = input_config(built, input_size)
     check_input(built, config)
-    plugins = context.plugins
     architecture = plugins.architecture(plugin) if plugin else plugins.architecture_for(built)
     partition = plugins.partition(architecture, built)
     tensors = built.state_dict()
@@ -74,6 +74,7 @@ def add(
                 model=model,
                 arguments=arguments,
                 plugin=architecture.name,
+                plugin_version=plugins.origin(architecture),
                 digest=digest(tensors),
                 object=stored.digest,
                 params=parameters(built),
@@ -88,10 +89,10 @@ def add(
     return base
 
 
-def _build(model: str, arguments: Mapping[str, Any], source: Source) -> nn.Module:
+def _build(plugins: PluginManager, model: str, arguments: Mapping[str, Any], source: Source) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
-        built = create(model, arguments, pretrained=source.pretrained)
+        built = create(plugins, model, arguments, pretrained=source.pretrained)
     if source.weights:
         load_weights(built, source.weights)
     return built
@@ -106,25 +107,18 @@ class LoadedBase:
     plugins: PluginManager
 
     def partition(self, model: nn.Module) -> Partition:
-        """How the plugin that laid out the base takes apart a model of its kind.
+        """How the plugin that laid out the base takes apart a model of its kind."""
+        return self.plugins.partition(self.plugins.architecture(self.record.plugin), model)
 
-        Raises:
-            PluginError: if that plugin is not here, or lays the layers out otherwise than when the base was added.
-        """
-        partition = self.plugins.partition(self.plugins.architecture(self.record.plugin), model)
-        laid_out = [(layer.name, layer.kind) for layer in (*partition.layers, *partition.norms)]
-        if laid_out != [(layer.name, layer.kind) for layer in self.record.layers]:
-            raise PluginError(
-                f"The plugin {self.record.plugin!r} lays out the layers of {self.record.name!r} otherwise than when "
-                "the base was added. Install the version of it (and of timm) that was used then."
-            )
-        return partition
+    def build(self, classes: int) -> nn.Module:
+        """A model of the base's kind with so many classes, initialised by torch's global random state."""
+        return create(self.plugins, self.record.model, {**self.record.arguments, "num_classes": classes})
 
     def fresh_model(self, classes: int, seed: int) -> nn.Module:
         """A model with the base's weights and a new head, initialised under ``seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = create(self.record.model, {**self.record.arguments, "num_classes": classes})
+            model = self.build(classes)
         head = set(self.partition(model).head)
         if not head:
             raise SettingsError(f"{self.record.model} has no classifier that a task could have for itself.")
@@ -134,5 +128,38 @@ class LoadedBase:
 
 
 def load(context: Context, base: Base) -> LoadedBase:
-    """Read a base's tensors from the store. Raises IntegrityError if they are missing or damaged."""
+    """Read a base's tensors from the store.
+
+    Raises:
+        PluginError: before anything is read, if the plugin that laid out the base is not here, or now lays the layers
+            out otherwise: what tasks have stored would mean something else.
+        IntegrityError: if they are missing or damaged.
+    """
+    check_layout(context.plugins, base)
     return LoadedBase(base, load_file(context.store.get(base.object)), context.plugins)
+
+
+def check_layout(plugins: PluginManager, base: Base) -> None:
+    """Hold the base's layers against what its plugin says now, on a model without memory. Raises PluginError."""
+    if base.plugin not in plugins.architectures():
+        raise PluginError(
+            f"The layers of the base {base.name!r} were laid out by the plugin {base.plugin!r} of "
+            f"{base.plugin_version or 'an unknown package'}, which is not here. Install it; `taps-registry plugins` "
+            "lists what was found."
+        )
+    architecture = plugins.architecture(base.plugin)
+    with on_meta():
+        model = create(plugins, base.model, base.arguments)
+    partition = plugins.partition(architecture, model)
+    now_laid_out = layer_infos(partition, model.state_dict())
+    if [_identity(layer) for layer in now_laid_out] != [_identity(layer) for layer in base.layers]:
+        raise PluginError(
+            f"The plugin {base.plugin!r} of {plugins.origin(architecture)} lays out the layers of {base.name!r} "
+            f"otherwise than {base.plugin_version or 'the version'} did when the base was added. Install the version "
+            "of it (and of timm) that was used then."
+        )
+
+
+def _identity(layer: LayerInfo) -> tuple[str, str, int]:
+    """What of a layer stored tasks depend on; its stage is only a label."""
+    return (layer.name, layer.kind, layer.params)

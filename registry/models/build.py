@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ...plugins.architectures import Architecture
+from ...plugins.manager import PluginManager
 from ..errors import SettingsError, WeightsError, first_line
 from ..records import InputConfig
 
 
-def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_arguments(pairs: Iterable[str], option: str = "--model-arg") -> dict[str, Any]:
     """``key=value`` texts as keyword arguments; values are Python literals where they read as one.
 
     Raises:
@@ -27,7 +30,7 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals):
-            raise SettingsError(f"--model-arg takes key=value, not {pair!r}.")
+            raise SettingsError(f"{option} takes key=value, not {pair!r}.")
         try:
             parsed[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -35,12 +38,15 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def create(model: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
-    """``timm.create_model``, with torch's global random state deciding what is not loaded.
+def create(plugins: PluginManager, model: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """``timm.create_model``, or a plugin's model, with torch's global random state deciding what is not loaded.
 
     Raises:
-        WeightsError: if timm has no such model, its arguments do not fit, or pretrained weights cannot be had.
+        WeightsError: if neither has such a model, its arguments do not fit, or pretrained weights cannot be had.
     """
+    builder = plugins.builder(model)
+    if builder is not None:
+        return _from_plugin(builder, model, arguments, pretrained=pretrained)
     if ":" not in model and not timm.is_model(model.partition(".")[0]):  # "hf-hub:" and "local-dir:" are timm's to find
         close = get_close_matches(model, timm.list_models(), n=3)
         hint = f" Close to it: {', '.join(close)}." if close else ""
@@ -56,6 +62,24 @@ def create(model: str, arguments: Mapping[str, Any], *, pretrained: bool = False
             "Offline, download them elsewhere and use --weights FILE, or fill the hub cache ($HF_HOME)."
         ) from error
     return built.eval()
+
+
+def _from_plugin(builder: Architecture, model: str, arguments: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    if pretrained:
+        raise WeightsError(f"{model} comes from the plugin {builder.name!r}, not from timm: use --weights FILE.")
+    try:
+        return builder.build(model, arguments).eval()
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"The plugin {builder.name!r} cannot build {model} with {dict(arguments)}: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Build models without memory or values, and without moving torch's random state."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        yield
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

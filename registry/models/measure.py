@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from ...plugins.architectures import Layer, Partition
-from ..records import LayerInfo, Params
-
-WEIGHTS, NORMS, HEAD = "weights", "norms", "head"
+from ...plugins.architectures.pieces import Pieces
+from ...plugins.encodings import Encoding
+from ...plugins.methods import Stored
+from ..records import Footprint, LayerInfo, Params
+from ..store.artifact import HEAD, NORMS, WEIGHTS, payload
 
 
 def roles(partition: Partition) -> dict[str, str]:
-    """``weights``, ``norms`` or ``head`` for every tensor; what no gate decides on counts as weights."""
+    """``weights``, ``norms`` or ``head`` for every tensor or rows of one; what no gate decides on counts as weights."""
     return {
         **dict.fromkeys(partition.shared, WEIGHTS),
         **dict.fromkeys(partition.layer_tensors(), WEIGHTS),
@@ -27,19 +29,32 @@ def values(tensor: Tensor) -> int:
     return tensor.numel() if tensor.is_floating_point() else 0
 
 
-def count(names: Iterable[str], tensors: Mapping[str, Tensor], part: Mapping[str, str]) -> Params:
-    """Values in these tensors, by part."""
+def footprint(stored: Stored, tensors: Mapping[str, Tensor], part: Mapping[str, str], encoding: Encoding) -> Footprint:
+    """What storing these takes, the artifact's header apart.
+
+    Args:
+        stored: names of values, and sizes of factors.
+        tensors: of the model, by state-dict name.
+        part: which part each plays; what a method added counts as weights.
+        encoding: of the weights.
+    """
+    named = Pieces(tensors)
     totals = dict.fromkeys((WEIGHTS, NORMS, HEAD), 0)
-    for name in names:
-        totals[part[name]] += values(tensors[name])
-    return Params(**totals)
+    for name in stored.tensors:
+        totals[part.get(name, WEIGHTS)] += values(named[name])
+    for name, factors in stored.factors.items():
+        totals[part.get(name, WEIGHTS)] += factors.params
+    nbytes = sum(factors.bytes for factors in stored.factors.values())
+    return Footprint(Params(**totals), nbytes + payload(stored.tensors, named, part, encoding))
 
 
 def layer_infos(partition: Partition, tensors: Mapping[str, Tensor]) -> tuple[LayerInfo, ...]:
     """The layers and norms of a model as the catalog keeps them."""
 
+    named = Pieces(tensors)
+
     def info(layer: Layer) -> LayerInfo:
-        return LayerInfo(layer.name, layer.kind, layer.stage, sum(values(tensors[name]) for name in layer.tensors))
+        return LayerInfo(layer.name, layer.kind, layer.stage, sum(values(named[name]) for name in layer.tensors))
 
     return tuple(info(layer) for layer in (*partition.layers, *partition.norms))
 

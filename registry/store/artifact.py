@@ -7,8 +7,8 @@ order, which would give the same content different digests. See docs/artifact-fo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...plugins.architectures.pieces import Pieces
 from ...plugins.encodings import Encoding
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError
 from .tensors import write_tensors
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 KEY = "taps"
+WEIGHTS, NORMS, HEAD = "weights", "norms", "head"
 PARTS = "::"  # between a tensor's name and the name of an encoding's further part
 
 
@@ -33,7 +36,7 @@ class Entry:
 
     Attributes:
         part: ``weights``, ``norms`` or ``head``.
-        encoding: the encoding's name; empty for the plain tensor.
+        encoding: the name of the form that decodes it; empty for the plain tensor.
         parts: names of the encoding's parts, "" for the main one.
         shape: of the decoded tensor.
         dtype: of the decoded tensor, such as ``float32``.
@@ -74,7 +77,9 @@ class Header:
         classes: in the order of the head's outputs.
         input: the ``InputConfig`` of its images, as a dict.
         layers: in forward order.
-        tensors: by state-dict name.
+        tensors: by state-dict name; ``name[0:64]`` for rows of one.
+        extension: arguments of the method's ``extend``, if it adds modules to the model.
+        common: digest of the object that holds those tensors of them that several tasks have in common.
     """
 
     base: str
@@ -84,6 +89,8 @@ class Header:
     input: Mapping[str, Any]
     layers: tuple[Gate, ...]
     tensors: Mapping[str, Entry]
+    extension: Mapping[str, Any] = field(default_factory=dict)
+    common: str = ""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -93,11 +100,14 @@ class Header:
     def from_json(cls, text: str) -> Header:
         """Raises ValueError, KeyError or TypeError if the text is not what ``to_json`` writes."""
         raw = json.loads(text)
-        if raw["format"] != FORMAT:
-            raise ValueError(f"format {raw['format']} is not {FORMAT}: a newer taps-registry wrote it")
+        if raw["format"] not in READABLE:
+            raise ValueError(f"format {raw['format']} is none of {READABLE}: a newer taps-registry wrote it")
         entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
         gates = tuple(Gate(**gate) for gate in raw["layers"])
-        return cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
+        made = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
+        if not isinstance(made.common, str) or not isinstance(made.extension, dict):
+            raise ValueError("common is a text and extension an object")
+        return made
 
     def keys(self) -> set[str]:
         """Names of the tensors that the file must hold, no more and no fewer."""
@@ -123,24 +133,39 @@ def write_artifact(
         path: of the file, written whole or not at all.
         delta: what the task changed.
         originals: the base's tensors by name.
-        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; weights are encoded, the rest is plain.
+        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; weights are encoded, the rest is plain,
+            as is what a method added to the model.
         encoding: of the weights.
         header: the remaining fields of ``Header``.
     """
     tensors: dict[str, Tensor] = {}
     entries: dict[str, Entry] = {}
-    for name, value in sorted(delta.tensors.items()):
-        encoded = roles[name] == "weights" and value.is_floating_point()
-        parts = encoding.encode(value, originals[name]) if encoded else {"": value}
+    based = Pieces(originals)
+
+    def put(name: str, form: str, parts: Mapping[str, Tensor], like: Tensor) -> None:
         tensors.update({key(name, part): tensor for part, tensor in parts.items()})
-        dtype = str(value.dtype).removeprefix("torch.")
-        entries[name] = Entry(
-            roles[name], encoding.name if encoded else "", tuple(sorted(parts)), tuple(value.shape), dtype
+        dtype = str(like.dtype).removeprefix("torch.")
+        entries[name] = Entry(roles.get(name, WEIGHTS), form, tuple(sorted(parts)), tuple(like.shape), dtype)
+
+    for name, value in sorted(delta.tensors.items()):
+        encoded = is_encoded(name, value, roles)
+        put(
+            name,
+            encoding.name if encoded else "",
+            encoding.encode(value, based[name]) if encoded else {"": value},
+            value,
         )
+    for name, factors in sorted(delta.factors.items()):
+        put(name, factors.form, factors.parts, based[name])
     gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
     made = Header(encoding=encoding.name, layers=gates, tensors=entries, **header)
     write_tensors(path, tensors, {KEY: made.to_json()})
     return made
+
+
+def is_encoded(name: str, value: Tensor, roles: Mapping[str, str]) -> bool:
+    """Whether a tensor goes through the encoding: floating-point weights of the model's own."""
+    return roles.get(name) == WEIGHTS and value.is_floating_point()
 
 
 def read_header(path: Path) -> Header:
@@ -192,8 +217,8 @@ def _decode(
     name: str, entry: Entry, parts: Mapping[str, Tensor], base: Mapping[str, Tensor], plugins: PluginManager
 ) -> Tensor:
     try:
-        value = plugins.encoding(entry.encoding).decode(parts, base[name]) if entry.encoding else parts[""]
-    except (ValueError, KeyError) as error:
+        value = plugins.form(entry.encoding).decode(parts, Pieces(base)[name]) if entry.encoding else parts[""]
+    except (ValueError, KeyError, RuntimeError) as error:
         raise IntegrityError(f"{name} of an artifact does not decode: {error}") from error
     if tuple(value.shape) != entry.shape or value.dtype != getattr(torch, entry.dtype, None):
         raise IntegrityError(
@@ -202,11 +227,9 @@ def _decode(
     return value
 
 
-def payload(names: Sequence[str], tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> int:
+def payload(names: Iterable[str], tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> int:
     """Bytes that these tensors of a model would take in an artifact, without its header."""
     return sum(
-        encoding.nbytes(tuple(tensors[name].shape))
-        if roles[name] == "weights" and tensors[name].is_floating_point()
-        else tensors[name].nbytes
+        encoding.nbytes(tuple(tensors[name].shape)) if is_encoded(name, tensors[name], roles) else tensors[name].nbytes
         for name in names
     )

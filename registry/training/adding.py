@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from ...plugins.trackers import RunInfo
-from ..catalog import bases, budgets, runs, tasks
+from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
 from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsError
 from ..folders import drop, drop_weights, held
 from ..home import check_name
-from ..models.measure import count, roles
 from ..records import Task
-from ..store.artifact import payload
+from .estimating import least
 from .loop import CHECKPOINT, Outcome
 from .preparing import Prepared, check, prepare
 from .processes import train
@@ -35,7 +34,6 @@ from .result import describe, measure_file, write
 from .settings import TaskSettings
 from .tracking import Following
 
-ARTIFACT = "artifact.safetensors"
 HISTORY = "history.json"
 
 
@@ -51,7 +49,7 @@ def add_task(context: Context, name: str, base: str, settings: TaskSettings, pro
     with context.catalog.read() as session:
         record = bases.get(session, base)
         tasks.require_free(session, name)
-    prepared = prepare(context, record, settings, progress)
+    prepared = prepare(context, record, settings, progress, name)
     run = uuid.uuid4().hex
     with held(context.home, run) as folder:
         try:
@@ -85,7 +83,7 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
     with held(context.home, run.id) as folder:
         settings = TaskSettings(**run.settings).changed(changes)
         check(context, settings)
-        prepared = prepare(context, record, settings, progress)
+        prepared = prepare(context, record, settings, progress, name)
         if prepared.job.data.fingerprint != run.fingerprint:
             raise DataError(
                 f"The images in {settings.data} are not those that the run of {name!r} began with. Put them back, or "
@@ -100,13 +98,13 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
 def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
     """Take the name, unless the cheapest outcome already breaks a budget."""
     job = prepared.job
-    tensors = job.model.state_dict()
-    least = sorted(job.method.least(job.partition, job.settings.for_method(job.lr)))
-    parts = roles(job.partition)
-    params, size = count(least, tensors, parts).total, payload(least, tensors, parts, job.encoding)
+    cheapest = least(job)
     with context.catalog.write() as session:
         task = tasks.reserve(session, name, prepared.base.record.name)
-        budgets.require_room(session, task.base, params, size, name, at_least=True)
+        budgets.require_room(session, task.base, cheapest.params.total, cheapest.bytes, name, at_least=True)
+        if job.common:
+            joined = common.CommonSet(job.common.name, job.method.name, job.common.arguments, job.common.digest)
+            common.join(session, task, joined)
         runs.begin(session, run, task, job.settings.as_json(), job.data.fingerprint, job.settings.tracker)
 
 
@@ -165,7 +163,7 @@ class _Attempt:
         following.parameters(
             {
                 **self.settings.as_json(),
-                "lr": self.settings.for_method(self.job.lr).lr,
+                "lr": self.job.method_settings.lr,
                 "base": record.name,
                 "base_model": record.model,
                 "base_digest": record.digest,
@@ -186,16 +184,17 @@ class _Attempt:
 
     def _publish(self, outcome: Outcome, following: Following) -> tasks.Published:
         """Encode, measure, store, and make the task ready."""
-        artifact = self.folder / ARTIFACT
-        write(artifact, self.base, self.job, outcome.delta)
-        metrics = measure_file(artifact, self.base, self.job)
+        result = write(self.folder, self.base, self.job, outcome.delta)
+        metrics = measure_file(result, self.base, self.job, self.context.store.get)
         following.metrics({f"artifact/{name}": value for name, value in metrics.items()}, outcome.best.epoch)
         title = f"{self.name} on {self.base.record.name}"
         following.scores(outcome.delta.layers, self.settings.threshold, title)
-        published = describe(artifact, self.job, outcome.delta, metrics)
+        published = describe(result, self.job, metrics)
         with self.context.home.lock(), self.context.catalog.write() as session:
             tasks.require_room(session, self.name, published)
-            self.context.store.put(artifact)
+            self.context.store.put(result.artifact)
+            if result.common:
+                self.context.store.put(result.common)
             tasks.publish(session, self.name, self.run, published)
             runs.update(session, self.run, state="finished")
         return published

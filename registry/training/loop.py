@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...plugins.architectures import Partition
+from ...plugins.architectures.pieces import Pieces
 from ...plugins.encodings import Encoding
-from ...plugins.methods import Adaptation, Delta, LayerState, Method
+from ...plugins.methods import Adaptation, Delta, Factors, LayerState, Method, MethodSettings
 from ..errors import SettingsError, TrainingError, first_line
-from ..models.measure import count, roles
+from ..models.measure import footprint, roles
 from ..models.transforms import evaluation_transform, training_transform
 from ..records import Footprint, InputConfig
-from ..store.artifact import payload
 from . import checkpoint
 from .data import TaskData
 from .evaluation import measure
@@ -36,6 +36,21 @@ WARMUP_SHARE = 0.05  # of all steps, in which the learning rate rises
 
 
 @dataclass(frozen=True)
+class Common:
+    """A set of tasks that have tensors in common.
+
+    Attributes:
+        name: of the set, unique on its base.
+        arguments: of the method's ``extend``.
+        digest: of the object that holds the tensors; empty while this task trains them.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """All that training needs; it touches neither catalog nor store.
 
@@ -44,24 +59,26 @@ class Job:
         model: with the base's weights and a fresh head, on the CPU.
         partition: of the model.
         method: that adapts it.
+        method_settings: what it is told.
         encoding: that the result will be stored in, for its size.
         data: images.
         input: what they are turned into.
-        lr: the default learning rate of the base's plugin.
         backbone_params: what shares are shares of.
         folder: of the run, for checkpoints.
+        common: the set whose tensors the task shares, for a method that has such.
     """
 
     settings: TaskSettings
     model: nn.Module
     partition: Partition
     method: Method
+    method_settings: MethodSettings
     encoding: Encoding
     data: TaskData
     input: InputConfig
-    lr: float
     backbone_params: int
     folder: Path
+    common: Common | None = None
 
 
 @dataclass(frozen=True)
@@ -138,9 +155,8 @@ class Trainer:
         self.first_epoch = 0
 
     def _prepare_model(self) -> None:
-        method_settings = self.settings.for_method(self.job.lr)
         self.raw = self.job.model.to(self.accelerator.device)
-        self.adaptation: Adaptation = self.job.method.adapt(self.raw, self.job.partition, method_settings)
+        self.adaptation: Adaptation = self.job.method.adapt(self.raw, self.job.partition, self.job.method_settings)
         self.model = self.accelerator.prepare(self.raw)
 
     def _prepare_data(self) -> None:
@@ -232,8 +248,9 @@ class Trainer:
                 f"{self.adaptation.settings.lr:g}) or --precision fp32, or look for broken images."
             )
         self.accelerator.backward(loss)
+        self.adaptation.after_backward()
         self.accelerator.unscale_gradients(self.optimiser)
-        self.adaptation.after_backward(self.optimiser.param_groups[0]["lr"])
+        self.adaptation.before_step(self.optimiser.param_groups[0]["lr"])
         self.optimiser.step()
         if self.score_optimiser is not None:
             if not self.accelerator.optimizer_step_was_skipped:
@@ -245,6 +262,7 @@ class Trainer:
 
     def _close_epoch(self, epoch: int, loss: float, accuracy: float) -> EpochResult:
         """Validate, keep the epoch if it is the best, write the checkpoint."""
+        self.adaptation.end_epoch(epoch)
         measured = measure(self.model, self.val_loader, self.accelerator)
         size = self.footprint()
         states = self.adaptation.layer_states()
@@ -284,14 +302,11 @@ class Trainer:
 
     def footprint(self) -> Footprint:
         """What would be stored if training stopped now."""
-        tensors = self.raw.state_dict()
-        names = sorted(self.adaptation.stored())
-        size = payload(names, tensors, self.roles, self.job.encoding)
-        return Footprint(count(names, tensors, self.roles), size)
+        return footprint(self.adaptation.stored(), self.raw.state_dict(), self.roles, self.job.encoding)
 
     def _save(self, epoch: int) -> None:
         """Everything that the next epoch depends on, in one file; then forget bests that are no more."""
-        tensors = self.raw.state_dict()
+        tensors = Pieces(self.raw.state_dict())
         scaler = self.accelerator.scaler
         state = {
             "epoch": epoch + 1,
@@ -320,7 +335,7 @@ class Trainer:
             return
         state = checkpoint.load(path)
         with torch.no_grad():
-            own = self.raw.state_dict()
+            own = Pieces(self.raw.state_dict())
             for name, tensor in state["model"].items():
                 own[name].copy_(tensor)
         self.adaptation.load_state_dict(state["adaptation"])
@@ -344,13 +359,18 @@ def _with_tuples(state: dict[str, Any]) -> dict[str, Any]:
 
 def save_delta(path: Path, delta: Delta) -> None:
     """Keep a delta as it is in memory, before any encoding."""
-    checkpoint.save(path, {"tensors": delta.tensors, "layers": [asdict(layer) for layer in delta.layers]})
+    layers = [asdict(layer) for layer in delta.layers]
+    factors = {
+        name: {"form": one.form, "parts": one.parts, "params": one.params} for name, one in delta.factors.items()
+    }
+    checkpoint.save(path, {"tensors": delta.tensors, "layers": layers, "factors": factors})
 
 
 def load_delta(path: Path) -> Delta:
     """Read back what ``save_delta`` wrote. Raises IntegrityError if the file is damaged."""
     state: Mapping[str, Any] = checkpoint.load(path)
-    return Delta(state["tensors"], tuple(LayerState(**layer) for layer in state["layers"]))
+    factors = {name: Factors(**one) for name, one in state["factors"].items()}
+    return Delta(state["tensors"], tuple(LayerState(**layer) for layer in state["layers"]), factors)
 
 
 def seed_everything(seed: int) -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ...plugins.methods import Method
+from ..catalog import common as sets
 from ..context import Context
+from ..errors import IntegrityError, SettingsError
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
 from .data import open_data
-from .loop import Job, make_accelerator
+from .loop import Common, Job, make_accelerator
 from .progress import Progress
 from .settings import TaskSettings
 
@@ -36,8 +43,15 @@ class Prepared:
     job: Job
 
 
-def prepare(context: Context, record: Base, settings: TaskSettings, progress: Progress) -> Prepared:
+def prepare(context: Context, record: Base, settings: TaskSettings, progress: Progress, task: str) -> Prepared:
     """Open the images and the base, and build the model. Nothing is written.
+
+    Args:
+        context: of the registry.
+        record: of the base.
+        settings: of the run.
+        progress: who is told.
+        task: its name; a resumed one may be the first of its set.
 
     Raises:
         DataError, IntegrityError, PluginError, SettingsError
@@ -52,22 +66,66 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
     )
     for note in data.notes:
         progress.note(note)
+    _require_enough(settings, len(data.train))
     base = load(context, record)
     model = base.fresh_model(len(data.classes), settings.seed)
     config = record.input
     if settings.input_size:
         config = replace(config, size=(config.size[0], settings.input_size, settings.input_size))
         check_input(model, config)
+    partition = base.partition(model)
+    method = context.plugins.method(settings.method)
+    common = _extend(context, record, settings, method, model, task)
+    lr = context.plugins.architecture(record.plugin).learning_rate
     job = Job(
         settings=settings,
         model=model,
-        partition=base.partition(model),
-        method=context.plugins.method(settings.method),
+        partition=partition,
+        method=method,
+        method_settings=settings.for_method(lr, train_common=common is None or not common.digest),
         encoding=context.plugins.encoding(settings.encoding),
         data=data,
         input=config,
-        lr=context.plugins.architecture(record.plugin).learning_rate,
         backbone_params=record.backbone_params,
         folder=Path(),
+        common=common,
     )
     return Prepared(base, job)
+
+
+def _require_enough(settings: TaskSettings, images: int) -> None:
+    """Every process needs a whole batch a step. Raises SettingsError."""
+    wanted = settings.processes * settings.batch_size
+    if settings.processes > 1 and images < wanted:
+        raise SettingsError(
+            f"{settings.processes} processes with --batch-size {settings.batch_size} need {wanted} training images, "
+            f"there are {images}: use fewer --processes or a smaller --batch-size."
+        )
+
+
+def _extend(
+    context: Context, record: Base, settings: TaskSettings, method: Method, model: nn.Module, task: str
+) -> Common | None:
+    """Add the modules of a method that does not fold; what the task's set has in common already is loaded into them.
+
+    Raises:
+        SettingsError: if the set is one of another method or width.
+    """
+    arguments = method.extension(settings.for_method(0.0))
+    if not arguments:
+        return None
+    name = settings.common or method.name
+    with context.catalog.read() as session:
+        found = sets.find(session, record.name, name)
+    if found is not None:
+        sets.require_fit(found, method.name, arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        method.extend(model, arguments)
+    if found is None or not found.digest:
+        return Common(name, arguments)
+    stored = load_file(context.store.get(found.digest))
+    if set(stored) != method.common(model):
+        raise IntegrityError(f"The object {found.digest} does not hold what tasks of {name!r} have in common.")
+    model.load_state_dict(stored, strict=False)
+    return Common(name, arguments, found.digest)

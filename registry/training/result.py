@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ...plugins.methods import Delta
+from ...plugins.methods import Delta, Stored
+from ..catalog.common import PublishedCommon
 from ..catalog.tasks import Published
 from ..inference.compose import compose
 from ..models.bases import LoadedBase
-from ..models.measure import count, roles, values
+from ..models.measure import footprint, roles
 from ..models.transforms import evaluation_transform
 from ..records import TaskLayer
-from ..store.artifact import payload, write_artifact
+from ..store.artifact import write_artifact
 from ..store.files import sha256
+from ..store.tensors import write_tensors
 from .evaluation import measure
 from .images import Images, evaluation_loader
 from .loop import Job, make_accelerator
 
+ARTIFACT, COMMON = "artifact.safetensors", "common.safetensors"
 
-def write(path: Path, base: LoadedBase, job: Job, delta: Delta) -> None:
-    """Encode a delta into an artifact. Raises StorageError if the disk refuses."""
+
+@dataclass(frozen=True)
+class Result:
+    """Files in a run's folder, and what is in them.
+
+    Attributes:
+        artifact: the task's own.
+        delta: what is in it.
+        common: tensors that further tasks will have in common with this one, if this one trained them.
+        common_params: how many values these are.
+    """
+
+    artifact: Path
+    delta: Delta
+    common: Path | None = None
+    common_params: int = 0
+
+    def fetch(self, digest: str, elsewhere: Callable[[str], Path]) -> Path:
+        """The object of this digest, which may not be in the store yet."""
+        return self.common if self.common and sha256(self.common) == digest else elsewhere(digest)
+
+
+def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
+    """Encode a delta into files. Raises StorageError if the disk refuses."""
+    common = job.method.common(job.model) if job.common else frozenset()
+    shared = {name: tensor for name, tensor in delta.tensors.items() if name in common}
+    own = replace(delta, tensors={name: tensor for name, tensor in delta.tensors.items() if name not in common})
+    digest = job.common.digest if job.common else ""
+    result = Result(folder / ARTIFACT, own)
+    if shared:
+        values = sum(tensor.numel() for tensor in shared.values())
+        result = replace(result, common=folder / COMMON, common_params=values)
+        write_tensors(folder / COMMON, shared)
+        digest = sha256(folder / COMMON)
     write_artifact(
-        path,
-        delta,
+        result.artifact,
+        own,
         base.tensors,
         roles(job.partition),
         job.encoding,
@@ -32,13 +67,24 @@ def write(path: Path, base: LoadedBase, job: Job, delta: Delta) -> None:
         method=job.method.name,
         classes=job.data.classes,
         input=asdict(job.input),
+        extension=dict(job.common.arguments) if job.common else {},
+        common=digest,
     )
+    return result
 
 
-def measure_file(path: Path, base: LoadedBase, job: Job) -> dict[str, float]:
-    """Accuracy and loss of an artifact as it reads back, such as ``val/accuracy``; on test images if there are any."""
+def measure_file(result: Result, base: LoadedBase, job: Job, fetch: Callable[[str], Path]) -> dict[str, float]:
+    """Accuracy and loss of an artifact as it reads back, such as ``val/accuracy``; on test images if there are any.
+
+    Args:
+        result: what was written.
+        base: that it belongs to.
+        job: with the images.
+        fetch: the path of an object in the store.
+    """
     accelerator = make_accelerator(job.settings.device, "fp32")
-    model = compose(base, path).model.to(accelerator.device)
+    composed = compose(base, result.artifact, lambda digest: result.fetch(digest, fetch))
+    model = composed.model.to(accelerator.device)
     metrics: dict[str, float] = {}
     for split, samples in (("val", job.data.val), ("test", job.data.test)):
         if samples:
@@ -49,9 +95,10 @@ def measure_file(path: Path, base: LoadedBase, job: Job) -> dict[str, float]:
     return metrics
 
 
-def describe(path: Path, job: Job, delta: Delta, metrics: dict[str, float]) -> Published:
+def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
     """What the catalog is told of an artifact."""
     parts = roles(job.partition)
+    delta, path = result.delta, result.artifact
     return Published(
         digest=sha256(path),
         bytes=path.stat().st_size,
@@ -59,31 +106,41 @@ def describe(path: Path, job: Job, delta: Delta, metrics: dict[str, float]) -> P
         encoding=job.encoding.name,
         open_layers=sum(layer.open for layer in delta.layers),
         gated_layers=len(delta.layers),
-        params=count(sorted(delta.tensors), delta.tensors, parts),
+        params=footprint(delta.stored(), job.model.state_dict(), parts, job.encoding).params,
         classes=job.data.classes,
         input=job.input,
         metrics=metrics,
         settings=job.settings.as_json(),
         layers=_layers(job, delta, parts),
+        common=_common(result),
     )
+
+
+def _common(result: Result) -> PublishedCommon | None:
+    if result.common is None:
+        return None
+    return PublishedCommon(sha256(result.common), result.common.stat().st_size, result.common_params)
 
 
 def _layers(job: Job, delta: Delta, parts: Mapping[str, str]) -> tuple[TaskLayer, ...]:
     """What the artifact holds of each layer and norm."""
     states = {state.name: state for state in delta.layers}
+    stored, tensors = delta.stored(), job.model.state_dict()
     described = []
     for layer in (*job.partition.layers, *job.partition.norms):
-        stored = [name for name in layer.tensors if name in delta.tensors]
+        own = stored.tensors.intersection(layer.tensors)
+        factors = {name: stored.factors[name] for name in layer.tensors if name in stored.factors}
+        size = footprint(Stored(own, factors), tensors, parts, job.encoding)
         state = states.get(layer.name)
         described.append(
             TaskLayer(
                 name=layer.name,
                 kind=layer.kind,
                 stage=layer.stage,
-                open=bool(stored),
+                open=bool(own or factors),
                 score=state.score if state else None,
-                params=sum(values(delta.tensors[name]) for name in stored),
-                bytes=payload(stored, delta.tensors, parts, job.encoding),
+                params=size.params.total,
+                bytes=size.bytes,
             )
         )
     return tuple(described)

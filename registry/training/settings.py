@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...plugins.methods import Method, MethodSettings
@@ -13,7 +13,11 @@ from ..models.transforms import AUGMENTATIONS
 
 NORMS = ("task", "gated", "frozen")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-METHOD_OPTIONS = frozenset({"sparsity", "threshold", "score_lr", "norms"})
+GRANULARITIES = ("layer", "block")
+SHARES = ("bottom", "top")
+METHOD_OPTIONS = frozenset(
+    {"sparsity", "threshold", "score_lr", "norms", "granularity", "rank", "alpha", "keep", "share", "own", "arguments"}
+)
 FREELY_CHANGED = frozenset(
     {
         "data",
@@ -29,6 +33,13 @@ FREELY_CHANGED = frozenset(
     }
 )
 TRAINED_UNDER = ("sparsity", "threshold", "score_lr", "lr", "weight_decay")
+CHOICES = {
+    "norms": NORMS,
+    "granularity": GRANULARITIES,
+    "share": SHARES,
+    "precision": tuple(PRECISIONS),
+    "augment": tuple(AUGMENTATIONS),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,14 @@ class TaskSettings:
         sparsity: lambda, the strength of the penalty on the scores.
         threshold: a gate is open while its score is at least this.
         norms: ``task``, ``gated`` or ``frozen``.
+        granularity: ``layer`` or ``block``: what a gate decides on.
+        rank: of low-rank factors, and width of adapters.
+        alpha: low-rank deltas are multiplied by ``alpha / rank``.
+        keep: share of the weights that a pruned delta keeps.
+        share: which end of the model stays shared: ``bottom`` or ``top``.
+        own: how much of it is the task's own: stages (``2``), or a share of the layers' parameters (``10%``).
+        common: name of the set of tasks to have projections in common with; empty for the method's name.
+        arguments: options of a plugin's method.
         encoding: how changed layers are stored.
         augment: ``none``, ``light`` or ``standard``.
         input_size: pixels; None for the base's.
@@ -73,6 +92,14 @@ class TaskSettings:
     sparsity: float = 1.0
     threshold: float = 0.1
     norms: str = "task"
+    granularity: str = "layer"
+    rank: int = 8
+    alpha: float = 16.0
+    keep: float = 0.005
+    share: str = "bottom"
+    own: str = "1"
+    common: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     encoding: str = "fp32"
     augment: str = "standard"
     input_size: int | None = None
@@ -87,41 +114,55 @@ class TaskSettings:
 
     def check(self) -> None:
         """Raises SettingsError for the first value that makes no sense."""
-        for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("processes", 1), ("input_size", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("workers", 0),
+            ("processes", 1),
+            ("input_size", 1),
+            ("rank", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"{option(name)} is at least {least}, not {value}.")
-        for name in ("lr", "weight_decay", "score_lr", "sparsity"):
+        for name in ("lr", "weight_decay", "score_lr", "sparsity", "alpha", "keep"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise SettingsError(f"{option(name)} is a number from 0 upwards, not {value}.")
         if not math.isfinite(self.threshold):
             raise SettingsError(f"--threshold is a number, not {self.threshold}.")
-        for name, allowed in (("norms", NORMS), ("precision", tuple(PRECISIONS)), ("augment", tuple(AUGMENTATIONS))):
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise SettingsError(f"{option(name)} is one of {', '.join(allowed)}, not {value!r}.")
 
     def check_method(self, method: Method) -> None:
-        """Raises SettingsError if an option was changed that means nothing to the method."""
+        """Raises SettingsError if an option was changed that means nothing to the method, or does not suit it."""
+        meant = method.options | ({"common"} if self.common and method.extension(self.for_method(0.0)) else set())
+        plain = TaskSettings(data="")
         unused = [
-            option(field.name)
-            for field in fields(self)
-            if field.name in METHOD_OPTIONS - method.options and getattr(self, field.name) != field.default
+            option(name)
+            for name in sorted((METHOD_OPTIONS | {"common"}) - meant)
+            if getattr(self, name) != getattr(plain, name)
         ]
         if unused:
             raise SettingsError(f"--method {method.name} has no use for {', '.join(unused)}; leave it out.")
+        try:
+            method.check(self.for_method(0.0))
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
 
-    def for_method(self, default_lr: float) -> MethodSettings:
+    def for_method(self, default_lr: float, *, train_common: bool = True) -> MethodSettings:
         """What the method is told of it."""
+        told = {name: getattr(self, name) for name in METHOD_OPTIONS}
+        lr = self.lr if self.lr is not None else default_lr
         return MethodSettings(
             epochs=self.epochs,
-            lr=self.lr if self.lr is not None else default_lr,
+            lr=lr,
             weight_decay=self.weight_decay,
-            sparsity=self.sparsity,
-            threshold=self.threshold,
-            score_lr=self.score_lr,
-            norms=self.norms,
+            seed=self.seed,
+            train_common=train_common,
+            **told,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -150,4 +191,6 @@ class TaskSettings:
 
 def option(name: str) -> str:
     """The command line's name of a field."""
+    if name == "arguments":
+        return "--method-arg"
     return "--" + name.replace("_", "-")

@@ -1,0 +1,86 @@
+"""Scores and what they decide: one gate a layer, or one a block, shared by every method that gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures import Layer
+from . import MethodSettings
+
+INITIAL_SCORE = 0.15  # above the paper's threshold of 0.1: every gate starts open
+
+
+class Scores:
+    """The scores of a model's gates, and the penalty ``(lambda / L) sum_l |s_l|`` on them.
+
+    Args:
+        gates: the layers that each gate decides on, in forward order.
+        settings: what the method was told.
+        device: that the model trains on.
+    """
+
+    def __init__(self, gates: Sequence[tuple[Layer, ...]], settings: MethodSettings, device: torch.device) -> None:
+        self.gates = tuple(gates)
+        self.settings = settings
+        self.values = nn.Parameter(torch.full((len(gates),), INITIAL_SCORE, device=device))
+        self.penalised = False
+
+    def start_epoch(self, epoch: int) -> None:
+        """No penalty in the first epochs: deltas must grow before their gates are judged."""
+        self.penalised = epoch >= warmup_epochs(self.settings.epochs)
+
+    def strength(self) -> float:
+        """``lambda / L``, or nothing yet."""
+        return self.settings.sparsity / len(self.gates) if self.penalised else 0.0
+
+    def penalty(self) -> float:
+        return self.strength() * float(self.values.detach().abs().sum())
+
+    def set_gradients(self, inner: Tensor) -> None:
+        """``<G, D> + (lambda / L) sign(s)``.
+
+        Args:
+            inner: ``(L,)``, the inner product of gradient and delta of each gate's layers.
+        """
+        self.values.grad = inner.to(self.values) + self.strength() * torch.sign(self.values.detach())
+
+    def wanted(self) -> list[bool]:
+        """Which gates are to be open. The threshold counts as float32 has it, so that a stored 0.1 reaches 0.1."""
+        threshold = torch.tensor(self.settings.threshold, dtype=torch.float32).item()
+        return [score >= threshold for score in self.values.tolist()]
+
+    def by_layer(self) -> dict[str, float]:
+        """The score that decides on each layer."""
+        return {
+            layer.name: score for gate, score in zip(self.gates, self.values.tolist(), strict=True) for layer in gate
+        }
+
+
+def warmup_epochs(epochs: int) -> int:
+    """Epochs without penalty: a tenth of the run, as the authors' 3 of 30."""
+    return ceil(epochs / 10)
+
+
+def gates_settled(epoch: int, epochs: int) -> bool:
+    """The second half of a run: an earlier epoch is only more expensive, its gates have yet to close."""
+    return 2 * (epoch + 1) > epochs
+
+
+def gate_groups(layers: Iterable[Layer], granularity: str) -> list[tuple[Layer, ...]]:
+    """The layers that each gate decides on.
+
+    Args:
+        layers: in forward order.
+        granularity: ``layer`` for a gate each, ``block`` for one for the layers of a block.
+    """
+    if granularity == "layer":
+        return [(layer,) for layer in layers]
+    listed = list(layers)
+    order = {key: index for index, key in reversed(list(enumerate((layer.stage, layer.block) for layer in listed)))}
+    by_block = sorted(listed, key=lambda layer: order[layer.stage, layer.block])
+    return [tuple(members) for _, members in groupby(by_block, key=lambda layer: (layer.stage, layer.block))]

@@ -1,0 +1,100 @@
+"""Piggyback (Mallya et al., ECCV 2018, arXiv 1801.06519): a binary mask over the base's weights.
+
+``W = M W0`` with ``M = 1[m > 0.005]``, ``m`` starting at 0.01; gradients pass the step function straight through, so
+``dLoss/dm = G W0``. Norms and biases stay the base's. 1 bit a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures import Partition
+from ..encodings import Form, expect
+from ..spec import Registrar, hookimpl
+from . import Adaptation, Live, Method, MethodSettings, Size, Stored
+from .reparametrised import Reparametrised, Unit, stored, units_of
+
+INITIAL, THRESHOLD = 1e-2, 5e-3
+PACE = 0.1  # of --lr: the paper trains masks with a tenth of the head's rate
+
+
+class Masked(Form):
+    """The base's weight where the mask is 1, and 0 elsewhere; eight weights a byte, the first in the lowest bit."""
+
+    name = "masked"
+    summary = "the base's weight under a binary mask"
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        packed = expect(parts, "mask", (ceil(base.numel() / 8),), torch.uint8)
+        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        mask = bits.reshape(-1)[: base.numel()].reshape(base.shape)
+        return torch.where(mask.bool(), base, torch.zeros_like(base))
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A boolean tensor as bytes, the first value in the lowest bit of the first byte."""
+    bits = nn.functional.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).reshape(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(dim=1, dtype=torch.uint8)
+
+
+class MaskedUnit(Unit):
+    """A weight under a mask. Starts as the base's: all ones."""
+
+    form = Masked.name
+    decays = False
+
+    def __init__(self, live: Live) -> None:
+        super().__init__(live, {"mask": torch.full(live.base.shape, INITIAL)})
+
+    def mask(self) -> Tensor:
+        return self.factors["mask"] > THRESHOLD
+
+    def weight(self) -> Tensor:
+        real = self.factors["mask"]
+        straight_through = self.mask() + (real - real.detach())
+        return self.live.base * straight_through
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"mask": pack(self.mask())}
+
+    def size(self) -> Size:
+        bits = self.live.base.numel()
+        return Size(ceil(bits / 32), ceil(bits / 8))
+
+
+class PiggybackAdaptation(Reparametrised):
+    """Masks have a rate of their own."""
+
+    def factor_groups(self) -> list[dict[str, Any]]:
+        return [{**group, "lr": PACE * self.settings.lr} for group in super().factor_groups()]
+
+
+class Piggyback(Method):
+    """Trains a binary mask of every layer, and the head."""
+
+    name = "piggyback"
+    summary = "a binary mask over every layer, and the head"
+
+    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
+        return units_of(self.name, model, partition.layers, MaskedUnit)
+
+    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
+        return stored(self.units(model, partition), partition.head)
+
+    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+        return PiggybackAdaptation(model, partition, self.units(model, partition), partition.head, settings)
+
+
+@hookimpl
+def register_methods(registrar: Registrar) -> None:
+    registrar.method(Piggyback())
+
+
+@hookimpl
+def register_encodings(registrar: Registrar) -> None:
+    registrar.encoding(Masked())

@@ -1,0 +1,100 @@
+"""RCM, Reparameterised Convolutions for Multi-task learning (Kanakis et al., ECCV 2020, arXiv 2007.12540).
+
+A layer's filters are a frozen bank; a 1x1 modulator ``M (C_out, C_out)`` of the task follows it: ``W = M W0``, the
+filters seen as rows. Rows are weight-normed, ``M_i = g_i V_i / |V_i|``, and start as the identity, so that training
+starts at the base. With groups the modulator is block-diagonal, ``C_out^2 / groups`` values. It costs more than the
+layer itself where ``C_out >= C_in k^2`` (1x1 layers): there the weight is stored. Biases stay the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures import Partition
+from ..encodings import Form, expect
+from ..encodings.products import ordered_product
+from ..spec import Registrar, hookimpl
+from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
+from .reparametrised import Unit, groups_of, stored, units_of, with_head_and_norms
+
+
+class Modulated(Form):
+    """``modulator @ base``, the base seen as a matrix of ``C_out`` rows; one block of rows a group."""
+
+    name = "modulated"
+    summary = "the base's filters, mixed by a matrix"
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        groups = len(parts["modulator"])
+        rows = len(base) // groups
+        modulator = expect(parts, "modulator", (groups, rows, rows), torch.float32)
+        banks = base.reshape(groups, rows, -1)
+        mixed = [ordered_product(mixer, bank) for mixer, bank in zip(modulator, banks, strict=True)]
+        return torch.stack(mixed).reshape(base.shape)
+
+
+class ModulatedUnit(Unit):
+    """A weight whose filters are mixed by a weight-normed matrix.
+
+    Args:
+        live: the weight.
+        groups: of its convolution.
+    """
+
+    form = Modulated.name
+    decays = False
+
+    def __init__(self, live: Live, groups: int) -> None:
+        self.shape = (groups, len(live.base) // groups, len(live.base) // groups)
+        directions = torch.eye(self.shape[1]).expand(self.shape).contiguous()
+        super().__init__(live, {"directions": directions, "gains": torch.ones(*self.shape[:2], 1)})
+
+    def modulator(self) -> Tensor:
+        """``(groups, rows, rows)``"""
+        directions = self.factors["directions"]
+        lengths: Tensor = torch.linalg.vector_norm(directions, dim=2, keepdim=True)
+        return self.factors["gains"] * directions / lengths
+
+    def weight(self) -> Tensor:
+        banks = self.live.base.reshape(*self.shape[:2], -1)
+        return (self.modulator() @ banks).reshape(self.live.base.shape)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"modulator": self.modulator()}
+
+    def size(self) -> Size:
+        values = self.shape[0] * self.shape[1] ** 2
+        return Size(values, 4 * values)
+
+
+class Rcm(Method):
+    """Trains a modulator of every layer's filters, the norms and the head."""
+
+    name = "rcm"
+    summary = "a matrix that mixes each layer's filters, the norms and the head"
+    options = frozenset({"norms"})
+
+    def check(self, settings: MethodSettings) -> None:
+        no_gated_norms(self, settings)
+
+    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
+        return units_of(self.name, model, partition.layers, lambda live: ModulatedUnit(live, groups_of(model, live)))
+
+    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
+        return stored(self.units(model, partition), head_and_norms(partition, settings))
+
+    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+        return with_head_and_norms(model, partition, self.units(model, partition), settings)
+
+
+@hookimpl
+def register_methods(registrar: Registrar) -> None:
+    registrar.method(Rcm())
+
+
+@hookimpl
+def register_encodings(registrar: Registrar) -> None:
+    registrar.encoding(Modulated())

@@ -1,0 +1,123 @@
+"""Sets of tasks with tensors in common: joining one, publishing its object, leaving it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from ..errors import BusyError, SettingsError
+from . import bases
+from .tables import CommonRow, CommonTaskRow, ObjectRow, TaskRow
+
+
+@dataclass(frozen=True)
+class CommonSet:
+    """A set as a task that joins it finds it; ``digest`` is empty while its first task trains."""
+
+    name: str
+    method: str
+    arguments: Mapping[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class PublishedCommon:
+    """The object that the first task of a set brings."""
+
+    digest: str
+    bytes: int
+    params: int
+
+
+def find(session: Session, base: str, name: str) -> CommonSet | None:
+    """The set of this name on a base; None if no task has begun one."""
+    row = _row(session, bases.row(session, base).id, name)
+    return CommonSet(row.name, row.method, row.arguments, row.object_digest or "") if row else None
+
+
+def require_fit(found: CommonSet, method: str, arguments: Mapping[str, Any]) -> None:
+    """Raise SettingsError if a task that is told this cannot join the set."""
+    if (found.method, dict(found.arguments)) != (method, dict(arguments)):
+        told = ", ".join(f"--{name} {value}" for name, value in found.arguments.items())
+        raise SettingsError(
+            f"The set {found.name!r} is one of --method {found.method} with {told}. Use these, or begin "
+            "another set with --common NAME."
+        )
+
+
+def join(session: Session, task: TaskRow, joined: CommonSet) -> None:
+    """Put a task that is to be trained into a set, which it begins if it is the first one.
+
+    Args:
+        session: a write transaction.
+        task: in training.
+        joined: the set as the task was prepared for; without a digest if there was none.
+
+    Raises:
+        BusyError: if the first task of the set is still in training, or the set has changed since.
+        SettingsError: if the set is one of another method or width.
+    """
+    name, method, arguments = joined.name, joined.method, joined.arguments
+    row = _row(session, task.base_id, name)
+    if row is None:
+        row = CommonRow(base_id=task.base_id, name=name, method=method, arguments=dict(arguments), params=0)
+        session.add(row)
+        session.flush()
+    else:
+        require_fit(CommonSet(row.name, row.method, row.arguments, row.object_digest or ""), method, arguments)
+        if row.object_digest is None:
+            raise BusyError(
+                f"The set {name!r} has no projections yet: its first task, {_members(session, row)[0]!r}, is in "
+                "training. Finish that one first, or begin another set with --common NAME."
+            )
+    if (row.object_digest or "") != joined.digest:
+        raise BusyError(f"Another process has changed the set {name!r} in the meantime. Type the command again.")
+    session.add(CommonTaskRow(task_id=task.id, common_id=row.id))
+
+
+def publish(session: Session, task: TaskRow, made: PublishedCommon) -> None:
+    """Record the object of the set that a task began."""
+    row = session.scalars(select(CommonRow).join(CommonTaskRow).where(CommonTaskRow.task_id == task.id)).one()
+    bases.add_object(session, made.digest, made.bytes, "common")
+    row.object_digest, row.params = made.digest, made.params
+
+
+def leave(session: Session, task: TaskRow) -> None:
+    """Take a task out of its set; a set that no other task is in is forgotten. Its object stays until ``gc``."""
+    link = session.get(CommonTaskRow, task.id)
+    if link is None:
+        return
+    row = session.get_one(CommonRow, link.common_id)
+    session.delete(link)
+    session.flush()
+    if not _members(session, row):
+        session.delete(row)
+
+
+def of_tasks(session: Session) -> dict[int, str]:
+    """The name of the set that each task is in, by the task's id."""
+    query = select(CommonTaskRow.task_id, CommonRow.name).join(CommonRow)
+    return dict(session.execute(query).all())
+
+
+def usage(session: Session, base_id: int | None) -> tuple[int, int]:
+    """Bytes and values of the objects of all sets on a base, or on all."""
+    query = select(func.coalesce(func.sum(ObjectRow.size), 0), func.coalesce(func.sum(CommonRow.params), 0))
+    query = query.select_from(CommonRow).join(ObjectRow, CommonRow.object_digest == ObjectRow.digest)
+    if base_id is not None:
+        query = query.where(CommonRow.base_id == base_id)
+    size, params = session.execute(query).one()
+    return int(size), int(params)
+
+
+def _row(session: Session, base_id: int, name: str) -> CommonRow | None:
+    return session.scalar(select(CommonRow).where(CommonRow.base_id == base_id, CommonRow.name == name))
+
+
+def _members(session: Session, row: CommonRow) -> list[str]:
+    query = select(TaskRow.name).join(CommonTaskRow).where(CommonTaskRow.common_id == row.id).order_by(TaskRow.id)
+    return list(session.scalars(query))
