@@ -16,7 +16,7 @@ import taps_registry
 from taps_registry.registry import errors
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_PACKAGES = {"tests", "docs", "benchmarks", "build", "dist"}
+NOT_PACKAGES = {"tests", "docs", "examples", "benchmarks", "build", "dist"}
 RUN_BY_ALEMBIC = "taps_registry.migrations.env"  # does its work when it is imported
 
 
