@@ -28,12 +28,20 @@ and these lines of your ``pyproject.toml`` ::
 
 ``taps-registry plugins`` then lists it. The contracts, each a short abstract class at the door of its room:
 
-========================  =====================================================================
-``architectures``         ``Architecture``: which tensors are layers, norms, head and shared
-``methods``               ``Method``: what trains and what is stored; ``Adaptation`` does the work
-``encodings``             ``Encoding``: how one changed layer becomes tensors of the artifact
-``trackers``              ``Tracker``: where parameters, metrics and pictures of a run go
-========================  =====================================================================
+==========================  ============================================================================
+``register_architectures``  ``Architecture``: which tensors are layers, norms, head and shared; ``Generic``
+                            walks through any timm model, ``build`` makes models that are not timm's
+``register_methods``        ``Method``: what trains and what is stored; its ``Adaptation`` does the work
+                            around the optimiser's step. ``FixedSet`` names tensors, ``Reparametrised``
+                            computes weights from factors, ``Method.extend`` adds modules
+``register_encodings``      ``Encoding``: how one changed layer becomes tensors of the artifact;
+                            ``Form``: how the factors of one method become a weight again
+``register_trackers``       ``Tracker``: where parameters, metrics and pictures of a run go
+==========================  ============================================================================
+
+``taps_registry.plugins.testing`` has a suite of tests for each contract, to be subclassed in the plugin's own tests.
+Whole packages to copy are in ``examples/`` of the repository, ``taps-convnext`` and ``taps-ssf``; docs/plugins.md shows
+them and says the rest.
 
 Import torch, timm and other heavy packages inside functions or at the top of a module that only ``add-task`` needs;
 listing tasks and costs loads no plugin at all.

@@ -411,7 +411,7 @@ def test_a_registry_of_the_first_revision_is_upgraded_with_all_that_is_in_it(
     with catalog.connect_to_write() as connection:
         command.downgrade(schema.alembic_config(connection), "r0001")
     catalog.close()
-    with pytest.raises(SchemaError, match="has revision r0001, this version works with r0002. Type: taps-registry upg"):
+    with pytest.raises(SchemaError, match=r"has revision r0001, .* r0002\. Type: taps-registry upgrade"):
         Registry.open(home)
     assert Registry.upgrade(home) == ("r0001", "r0002")
     with Registry.open(home) as opened:

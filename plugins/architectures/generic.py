@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..spec import Registrar, hookimpl
@@ -72,23 +70,23 @@ class Generic(Architecture):
         tensors = model.state_dict(keep_vars=True)
         heads = classifier_paths(model)
         head = tuple(name for name in tensors if is_inside(name, heads))
-        layers = tuple(self._layers(model, heads, further_names(tensors)))
-        taken = set(head).union(*map(owned, layers))
+        again = further_names(tensors)
+        layers = tuple(self._layers(model, heads, again))
+        taken = set(head).union(again, *map(owned, layers))
         return Partition(
             layers=tuple(layer for layer in layers if layer.kind != "norm"),
             norms=tuple(layer for layer in layers if layer.kind == "norm"),
             head=head,
             shared=tuple(name for name in tensors if name not in taken),
+            aliases=tuple(again),
         )
 
-    def _layers(
-        self, model: nn.Module, heads: tuple[str, ...], others: Mapping[str, tuple[str, ...]]
-    ) -> Iterator[Layer]:
-        """Layers and norms outside the heads, in the order of the modules."""
-        taken: set[str] = set()
+    def _layers(self, model: nn.Module, heads: tuple[str, ...], again: Collection[str]) -> Iterator[Layer]:
+        """Layers and norms outside the heads, in the order of the modules, without further names of tensors."""
+        taken = set(again)
         for path, module in model.named_modules():
             if not is_inside(path, heads):
-                found = [with_all_names(layer, others) for layer in self.layers_of(path, module) if layer.tensors]
+                found = [layer for layer in self.layers_of(path, module) if layer.tensors]
                 yield from (layer for layer in found if taken.isdisjoint(owned(layer)))
                 taken.update(*map(owned, found))
 
@@ -98,19 +96,10 @@ def owned(layer: Layer) -> set[str]:
     return {tensor_of(piece) for piece in layer.tensors}
 
 
-def further_names(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """By its first name, the other names of each tensor that a model uses in several places."""
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in tensors.items():
-        names[id(tensor)].append(name)
-    return {first: tuple(others) for first, *others in names.values() if others}
-
-
-def with_all_names(layer: Layer, others: Mapping[str, Iterable[str]]) -> Layer:
-    """The layer with the other names of its tensors after their first ones: a state dict has each of them."""
-    known = [(piece, tensor_of(piece)) for piece in layer.tensors]
-    again = [other + piece.removeprefix(name) for piece, name in known for other in others.get(name, ())]
-    return replace(layer, tensors=(*layer.tensors, *again)) if again else layer
+def further_names(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """All but the first name of each tensor that a model uses in several places."""
+    first: dict[int, str] = {}
+    return tuple(name for name, tensor in tensors.items() if first.setdefault(id(tensor), name) != name)
 
 
 @hookimpl

@@ -50,6 +50,10 @@ class ArchitectureTests:
             built = made(self.factory(model))
             yield str(getattr(model, "__name__", model)), built, self.architecture.partition(built)
 
+    def test_it_has_a_name_and_a_learning_rate(self) -> None:
+        assert self.architecture.name, "an architecture has a name"
+        assert self.architecture.learning_rate > 0, "learning_rate is the default of --lr: above 0"
+
     def test_it_knows_its_models_and_no_foreign_one(self) -> None:
         for name, model, _ in self.cases():
             assert self.architecture.matches(model), f"matches() says no to {name}, which it is for"

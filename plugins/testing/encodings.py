@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..encodings import Encoding
+from ..encodings import Encoding, Form
 from ..manager import PluginManager
 from .home import QUICK, add, images_in, registry_with_base
 from .models import differing, logits, same_bits
@@ -95,17 +95,10 @@ class EncodingTests:
     def test_wrong_parts_are_refused(self) -> None:
         for what, value, base in self.cases():
             for wrong, parts in spoiled(self.encoding.encode(value, base)):
-                assert self._refuses(parts, base), f"{what}: decode() takes parts {wrong}"
+                assert refuses(self.encoding, parts, base), f"{what}: decode() takes parts {wrong}"
             parts = self.encoding.encode(value, base)
             longer = torch.cat([base.reshape(-1), base.new_ones(1)])
-            assert self._refuses(parts, longer), f"{what}: decode() takes parts of another tensor's shape"
-
-    def _refuses(self, parts: Mapping[str, Tensor], base: Tensor) -> bool:
-        try:
-            self.encoding.decode(parts, base)
-        except (ValueError, KeyError):
-            return True
-        return False
+            assert refuses(self.encoding, parts, longer), f"{what}: decode() takes parts of another tensor's shape"
 
     def test_a_task_comes_back_from_a_registry(self, tmp_path: Path) -> None:
         found = PluginManager().encoding(self.encoding.name)  # raises an error that lists what there is
@@ -130,3 +123,12 @@ def spoiled(parts: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor
         longer = torch.cat([part.reshape(-1), part.new_ones(1)])
         yield f"with a {name!r} that is too long", {**parts, name: longer}
         yield f"with a {name!r} of complex numbers", {**parts, name: part.to(torch.complex64)}
+
+
+def refuses(form: Form, parts: Mapping[str, Tensor], base: Tensor) -> bool:
+    """Whether a form says that these are not the parts of a tensor of the base's shape."""
+    try:
+        form.decode(parts, base)
+    except (ValueError, KeyError):
+        return True
+    return False

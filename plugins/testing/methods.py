@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from math import isfinite
+from operator import is_ as same
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from ..architectures import Partition
 from ..architectures.pieces import Pieces
 from ..methods import Method, MethodSettings
+from .encodings import refuses, spoiled
 from .models import CLASSES, copied, differing, few, made, pieces_of, same_bits, timm_factory
 from .rehearsal import Rehearsal, size_of
 from .tasks import WholeWay
@@ -144,6 +147,20 @@ class MethodTests(WholeWay):
         head = set(rehearsal.adaptation.partition.head)
         assert head <= kept, f"every task has a head of its own, but these are not stored: {few(head - kept)}"
 
+    def test_no_module_is_replaced(self) -> None:
+        model, partition = self.base(self.told())
+        before, names = list(model.modules()), list(model.state_dict())
+        adaptation = self.method.adapt(model, partition, self.told())
+        assert adaptation.model is model, "the adaptation works on another model than it was given"
+        alike = len(before) == len(list(model.modules())) and all(map(same, before, model.modules()))
+        assert alike, "adapt() replaces modules; what does not fold is added by extend()"
+        assert names == list(model.state_dict()), "adapt() renames, adds or removes tensors"
+
+    def test_the_last_epoch_may_be_chosen(self) -> None:
+        adaptation = self.rehearsal(epochs=2).adaptation
+        assert adaptation.settled(1), "settled() says no to the last epoch: there would be nothing to choose"
+        assert isfinite(adaptation.penalty()), f"penalty() is {adaptation.penalty()}"
+
     def test_options_that_it_does_not_list_change_nothing(self) -> None:
         others = {name: value for name, value in OTHERWISE.items() if name not in self.method.options}
         plain, otherwise = self.rehearsal(epochs=1), self.rehearsal(epochs=1, **others)
@@ -209,6 +226,13 @@ class MethodTests(WholeWay):
             assert error <= self.rounding * largest, (
                 f"{name}: {form.name} is {error:.2g} off what the model computes with, of at most {largest:.2g}"
             )
+
+    def test_wrong_factors_are_refused(self) -> None:
+        rehearsal, base = self.rehearsal(epochs=1), self.of_base()
+        for name, factors in rehearsal.adaptation.delta().factors.items():
+            for wrong, parts in spoiled(factors.parts):
+                taken = not refuses(self.manager.form(factors.form), parts, base[name])
+                assert not taken, f"{name}: {factors.form} decodes parts {wrong}; that is a ValueError"
 
     # Methods that add modules
 

@@ -1,0 +1,93 @@
+"""SSF, scaling and shifting features (Lian et al., NeurIPS 2022, arXiv 2210.08823).
+
+The output ``y`` of each layer becomes ``gamma * y + beta``, with ``C_out`` values each that are the task's own. That
+folds: ``gamma * (W x + b) + beta`` is a layer with the rows of ``W`` scaled by ``gamma``, and a bias of the task's own.
+After a norm, scale and shift are its affine parameters. So a task stores ``C_out`` scales a layer, the biases, the
+norms and the head. A layer without a bias is followed by a norm, which shifts in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from taps_registry.plugins import Adaptation, Form, Method, MethodSettings, Partition, Registrar, Size, Stored, hookimpl
+from taps_registry.plugins.encodings import expect
+from taps_registry.plugins.methods import Live, head_and_norms, no_gated_norms
+from taps_registry.plugins.methods.reparametrised import Reparametrised, Unit, stored, units_of
+
+
+class ScaledRows(Form):
+    """``gamma * base``, a factor for each row of the base."""
+
+    name = "scaled-rows"
+    summary = "the base's weight, each row times a factor"
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        return by_row(expect(parts, "scale", (len(base),), torch.float32), base)
+
+
+def by_row(scale: Tensor, weight: Tensor) -> Tensor:
+    """Each row of ``weight (C_out, …)`` times its value in ``scale (C_out)``: one rounding, alike on all machines."""
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+class ScaledUnit(Unit):
+    """A weight that trains as the scales of its rows. Starts as the base's: all ones."""
+
+    form = ScaledRows.name
+    decays = False  # towards 0 would be away from the base
+
+    def __init__(self, live: Live) -> None:
+        super().__init__(live, {"scale": torch.ones(len(live.base))})
+
+    def weight(self) -> Tensor:
+        return by_row(self.factors["scale"], self.live.base)
+
+    def parts(self) -> dict[str, Tensor]:
+        return dict(self.factors)
+
+    def size(self) -> Size:
+        return Size(len(self.live.base), 4 * len(self.live.base))
+
+
+class Ssf(Method):
+    """Trains the scales of every layer's rows, its bias, the norms and the head."""
+
+    name = "ssf"
+    summary = "a scale for each output of a layer, the biases, the norms and the head"
+    options = frozenset({"norms", "arguments"})
+
+    def check(self, settings: MethodSettings) -> None:
+        no_gated_norms(self, settings)
+        if set(settings.arguments) - {"shift"} or not isinstance(settings.arguments.get("shift", True), bool):
+            raise ValueError(
+                f"--method ssf takes --method-arg shift=True or shift=False, not {dict(settings.arguments)}."
+            )
+
+    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
+        return units_of(self.name, model, partition.layers, ScaledUnit)
+
+    def plain(self, partition: Partition, settings: MethodSettings) -> frozenset[str]:
+        """Names of what trains as it is."""
+        names = {name for layer in partition.layers for name in layer.tensors if "bias" in name.rpartition(".")[2]}
+        return head_and_norms(partition, settings).union(names if settings.arguments.get("shift", True) else ())
+
+    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
+        return stored(self.units(model, partition), self.plain(partition, settings))
+
+    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+        plain = self.plain(partition, settings)
+        return Reparametrised(model, partition, self.units(model, partition), plain, settings)
+
+
+@hookimpl
+def register_methods(registrar: Registrar) -> None:
+    registrar.method(Ssf())
+
+
+@hookimpl
+def register_encodings(registrar: Registrar) -> None:
+    registrar.encoding(ScaledRows())
