@@ -191,7 +191,7 @@ class _Found:
         try:
             self.pluggy.register(point.load(), name=point.name)
             registrar, hooks = self._ask(point.name)
-        except Exception as error:  # noqa: BLE001  (a stranger's code: whatever it raises must not stop the others)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code must not stop the others)
             self.infos.append(replace(info, state=f"failed: {type(error).__name__}: {error}"))
             return
         for shelf, name, item in registrar.brought:
@@ -229,8 +229,13 @@ class _BoundRegistrar:
 
     def described(self) -> tuple[str, ...]:
         """Kind, name and summary of each thing it brought."""
-        lines = ((f"{shelf.kind} {name}", getattr(item, "summary", "")) for shelf, name, item in self.brought)
+        lines = ((f"{_kind(shelf, item)} {name}", getattr(item, "summary", "")) for shelf, name, item in self.brought)
         return tuple(f"{what}: {summary}" if summary else what for what, summary in lines)
+
+
+def _kind(shelf: Shelf[Any], item: object) -> str:
+    """What a contribution is to a user: a form that a method keeps to itself is no encoding to choose."""
+    return "form" if isinstance(item, Form) and not isinstance(item, Encoding) else shelf.kind
 
 
 def _entry_points(disabled: frozenset[str]) -> list[EntryPoint]:

@@ -175,6 +175,7 @@ class CommonCost:
 
     name: str
     method: str
+    digest: str
     params: int
     bytes: int
     tasks: tuple[str, ...]

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from taps_registry.plugins import Generic, Layer, Partition, PartitionError
 from taps_registry.plugins.architectures.pieces import Pieces, faults, rows, split, tensor_of
+from taps_registry.plugins.architectures.vit import VisionTransformer
 from taps_registry.plugins.manager import PluginManager
 
 CLASSES = 1013  # a prime that is the length of nothing else in any model
@@ -223,7 +224,9 @@ class Stranger(nn.Module):
         self.norm = nn.LayerNorm((8, 4, 4))
         self.plain_norm = nn.BatchNorm2d(8, affine=False)
         self.bare_norm = nn.LayerNorm(8, elementwise_affine=False)
+        self.fleeting_norm = FleetingNorm()
         self.normed_linear = NormedLinear(8, 8)
+        self.blur = Blur()
         self.prelu = nn.PReLU(8)
         self.tied = nn.Linear(8, 8)
         self.tied.weight = self.normed_linear.weight
@@ -236,6 +239,23 @@ class Stranger(nn.Module):
 
 class NormedLinear(nn.Linear):
     """A linear whose class is named for its unit rows."""
+
+
+class FleetingNorm(nn.Module):
+    """A norm with a statistic that no state dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.register_buffer("mean", torch.zeros(8), persistent=False)
+
+
+class Blur(nn.Module):
+    """A convolution in one dimension, called neither that nor its weight a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(8, 1, 3))
 
 
 @pytest.fixture
@@ -256,8 +276,17 @@ def test_norms_are_norms_whatever_the_shape_of_their_weights(strange: dict[str, 
     assert strange["plain_norm.running_var"] == "norm"
 
 
+def test_a_norm_without_tensors_is_none() -> None:
+    norms = {norm.name for norm in Generic().partition(Stranger()).norms}
+    assert norms == {"norm", "plain_norm", "fleeting_norm", "fc.1"}
+
+
 def test_a_linear_that_is_named_for_a_norm_is_a_linear(strange: dict[str, str]) -> None:
     assert strange["normed_linear.weight"] == "linear"
+
+
+def test_a_kernel_is_that_of_a_convolution_whatever_the_class_is_called(strange: dict[str, str]) -> None:
+    assert strange["blur.kernel"] == "conv"
 
 
 def test_tables_tokens_and_slopes_are_shared(strange: dict[str, str]) -> None:
@@ -278,6 +307,15 @@ def test_a_tensor_in_two_places_belongs_to_the_layer_that_has_it_first() -> None
     assert "tied" not in layers
     assert partition.aliases == ("tied.weight",)
     assert "tied.bias" in partition.shared
+
+
+def test_a_classifier_in_two_places_is_in_the_head_once() -> None:
+    model = nn.Module()
+    model.first = model.second = nn.Linear(8, 3)
+    model.pretrained_cfg = {"classifier": ("first", "second")}
+    partition = Generic().partition(model).check(model)
+    assert partition.head == ("first.weight", "first.bias")
+    assert partition.aliases == ("second.weight", "second.bias")
 
 
 def test_a_module_in_several_places_is_one_layer_under_its_first_name(manager: PluginManager) -> None:
@@ -581,6 +619,12 @@ def test_other_linears_of_that_name_stay_whole(manager: PluginManager, name: str
     fused = {path for path, module in model.named_modules() if path.endswith(".qkv") and isinstance(module, nn.Linear)}
     assert fused
     assert fused <= layers
+
+
+@pytest.mark.parametrize(("rows_out", "fused"), [(24, True), (20, False)])
+def test_a_linear_with_fewer_keys_than_queries_is_not_cut_into_thirds(rows_out: int, fused: bool) -> None:
+    layers = VisionTransformer().layers_of("blocks.0.attn.qkv", nn.Linear(8, rows_out))
+    assert [layer.name.removeprefix("blocks.0.attn.qkv") for layer in layers] == ([".q", ".k", ".v"] if fused else [""])
 
 
 class Thirds(Generic):

@@ -274,8 +274,8 @@ def test_an_artifact_is_refused_that_has(tmp_path: Path, encoding: str, what: st
 
 def test_an_encoding_that_is_not_installed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    change(tmp_path / "a", entry("conv.bias", encoding="int4"))
-    with pytest.raises(PluginError, match=r"no encoding 'int4'. There are: bf16, centre, fp32"):
+    change(tmp_path / "a", entry("conv.bias", encoding="int5"))
+    with pytest.raises(PluginError, match=r"no encoding 'int5'. There are: 1bit, bf16, centre, fp16, fp32"):
         read(tmp_path / "a")
 
 

@@ -1,10 +1,11 @@
-"""An exported task is a plain timm checkpoint: the same logits, bit for bit, without this project."""
+"""An exported task is a plain timm checkpoint, or a program of torch: the same logits, bit for bit, without us."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +15,149 @@ import torch
 from taps_registry import Registry
 from taps_registry.registry.errors import NotFoundError, SettingsError, StorageError
 
-PROGRAM = """
-import sys, timm, torch
+LOADS = """
+import sys, torch
+{imports}
 noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 for call, out in zip(sys.argv[1::2], sys.argv[2::2]):
-    model = eval(call).eval()
+    model = eval(call){ready}
     with torch.inference_mode():
-        open(out, "wb").write(model(noise).numpy().tobytes())
-print(any(name.startswith("taps_registry") for name in sys.modules))
+        for batch in (4, 1):
+            open(f"{{out}}-{{batch}}", "wb").write(model(noise[:batch]).numpy().tobytes())
+strangers = ("taps_registry", {strangers})
+print(any(name.partition(".")[0] in strangers for name in sys.modules))
 """
+WITH_TIMM = LOADS.format(imports="import timm", ready=".eval()", strangers="")
+WITH_TORCH = LOADS.format(imports="", ready="", strangers="'timm', 'safetensors'")
+QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 DENSENET = {"growth_rate": 8, "block_config": (2, 2)}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet": ("test_resnet", {}),
     "densenet": ("densenet121", DENSENET),
     "vit": ("test_vit", {"dynamic_img_size": False}),
 }
+FOLDING: dict[str, dict[str, Any]] = {
+    "taps": {},
+    "head-only": {},
+    "norm-only": {},
+    "bitfit": {},
+    "full": {},
+    "hard-sharing": {"share": "top"},
+    "lora": {},
+    "taps-lora": {"rank": 2, "granularity": "block"},
+    "rcm": {},
+    "parallel-adapter": {"norms": "frozen"},
+    "diff-pruning": {"keep": 0.02},
+    "piggyback": {"lr": 5e-2},
+}
+BESIDE = ("vmt-adapter", "vmt-adapter-lite")
+TASKS = {
+    **{f"vit-{method}": ("vit", {"method": method, **FOLDING[method]}) for method in FOLDING},
+    **{f"vit-{method}": ("vit", {"method": method}) for method in BESIDE},
+    **{f"resnet-{method}": ("resnet", {"method": method}) for method in ("taps", "rcm")},
+    **{f"{backbone}-bf16": (backbone, {"encoding": "bf16"}) for backbone in BACKBONES},
+    "densenet-piggyback": ("densenet", {"method": "piggyback", "lr": 5e-2}),
+    "densenet-taps": ("densenet", {}),
+}
+PROGRAMS = ("vit-vmt-adapter", "vit-vmt-adapter-lite", "resnet-rcm")
 
 
-def test_timm_loads_an_export_with_the_same_logits_bit_for_bit(tmp_path: Path, images: Path) -> None:
+@dataclass(frozen=True)
+class House:
+    """A registry with the tasks, and the logits of their models by task and size of batch."""
+
+    registry: Registry
+    logits: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[House]:
     noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected, calls = {}, []
-    with Registry.init(tmp_path / "home") as registry:
+    with Registry.init(tmp_path_factory.mktemp("export") / "home") as registry:
         for name, (model, arguments) in BACKBONES.items():
             registry.add_base(name, model, random_init=True, input_size=32, arguments=arguments)
-            for encoding in ("fp32", "bf16"):
-                task = f"{name}-{encoding}"
-                registry.add_task(
-                    task, name, images, epochs=1, tracker="none", workers=0, batch_size=8, encoding=encoding
-                )
-                calls += [registry.export(task, tmp_path / f"{task}.safetensors"), str(tmp_path / task)]
-                with torch.inference_mode():
-                    expected[task] = registry.load(task, device="cpu").model(noise).numpy().tobytes()
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *calls], capture_output=True, text=True, check=False)
+        logits = {}
+        for task, (base, settings) in TASKS.items():
+            registry.add_task(task, base, images, test_data=images, **{**QUICK, **settings})
+            model = registry.load(task, device="cpu").model
+            with torch.inference_mode():
+                logits |= {f"{task}-{size}": model(noise[:size]).numpy().tobytes() for size in (4, 1)}
+        yield House(registry, logits)
+
+
+def answers(program: str, calls: dict[str, str], folder: Path) -> dict[str, bytes]:
+    """What the tasks answer in a process that knows nothing of this project."""
+    arguments = [text for task, call in calls.items() for text in (call, str(folder / task))]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False", "the project was imported: the test shows nothing"
-    assert {task: (tmp_path / task).read_bytes() for task in expected} == expected
-    assert len(set(expected.values())) == len(expected)
+    return {f"{task}-{size}": (folder / f"{task}-{size}").read_bytes() for task in calls for size in (4, 1)}
 
 
-def test_an_export_must_end_in_safetensors(registry: Registry, add: Callable[..., Any], tmp_path: Path) -> None:
-    add("task")
-    with pytest.raises(SettingsError, match=r"must end in \.safetensors"):
-        registry.export("task", tmp_path / "out.pth")
+def test_timm_loads_an_export_with_the_same_logits_bit_for_bit(house: House, tmp_path: Path) -> None:
+    tasks = [task for task in TASKS if "vmt" not in task]
+    calls = {task: house.registry.export(task, tmp_path / f"{task}.safetensors") for task in tasks}
+    assert all(call.startswith("timm.create_model(") for call in calls.values())
+    found = answers(WITH_TIMM, calls, tmp_path)
+    assert found == {name: logits for name, logits in house.logits.items() if "vmt" not in name}
+    assert len(set(found.values())) == 2 * len(tasks), "tasks that answer alike show nothing"
+
+
+def test_torch_alone_loads_a_program_with_the_same_logits_bit_for_bit(house: House, tmp_path: Path) -> None:
+    """For batches of any size, of methods that fold and of those that do not."""
+    calls = {task: house.registry.export(task, tmp_path / f"{task}.pt2") for task in PROGRAMS}
+    assert all(call.startswith("torch.export.load(") for call in calls.values())
+    found = answers(WITH_TORCH, calls, tmp_path)
+    assert found == {name: house.logits[name] for name in found}
+    assert len(set(found.values())) == 2 * len(PROGRAMS)
+
+
+@pytest.mark.parametrize("method", BESIDE)
+def test_a_checkpoint_of_a_task_that_does_not_fold_is_refused(house: House, tmp_path: Path, method: str) -> None:
+    refusal = rf"--method {method} adds modules that timm's test_vit has not: export to a file that ends in \.pt2"
+    with pytest.raises(SettingsError, match=refusal) as caught:
+        house.registry.export(f"vit-{method}", tmp_path / "out.safetensors")
+    assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_predicts_and_evaluates_as_its_metrics_say(house: House, images: Path, task: str) -> None:
+    """Its test images are all images: what was measured of the stored file is what using the task gives."""
+    files = sorted(images.glob("*/*.png"))
+    found = house.registry.predict(task, files, top=3, device="cpu")
+    right = sum(prediction.label == path.parent.name for prediction, path in zip(found, files, strict=True))
+    assert {name for name, _ in found[0].classes} == {"dark", "grey", "light"}
+    measured = house.registry.evaluate(task, images, device="cpu")
+    metrics = house.registry.task(task).metrics
+    assert measured.images == len(files) == 36
+    assert measured.accuracy == right / len(files) == metrics["test/accuracy"]
+    assert measured.loss == pytest.approx(metrics["test/loss"], rel=1e-6)
+
+
+def test_every_task_is_as_the_catalog_says(house: House) -> None:
+    assert house.registry.verify(deep=True) == ()
+
+
+def test_an_export_must_end_in_safetensors_or_pt2(house: House, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"must end in \.safetensors, or in \.pt2"):
+        house.registry.export("vit-taps", tmp_path / "out.pth")
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_place_that_cannot_be_written_is_named(registry: Registry, add: Callable[..., Any], tmp_path: Path) -> None:
-    add("task")
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt2"])
+def test_a_place_that_cannot_be_written_is_named(house: House, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Cannot write"):
-        registry.export("task", tmp_path / "file" / "out.safetensors")
+        house.registry.export("densenet-taps", tmp_path / "file" / name)
 
 
 def test_an_unknown_task_is_an_error_and_never_the_bases_answer(registry: Registry, images: Path) -> None:
-    for use in (
+    uses: tuple[Callable[[], Any], ...] = (
         lambda: registry.load("nobody"),
         lambda: registry.predict("nobody", [images / "dark" / "0.png"]),
         lambda: registry.export("nobody", images / "x.safetensors"),
-    ):
+    )
+    for use in uses:
         with pytest.raises(NotFoundError, match="There is no task 'nobody'"):
             use()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from taps_registry import Registry
 from taps_registry.registry.errors import BudgetError, DataError, Interrupted, TapsError, TrainingError
@@ -17,11 +18,29 @@ from taps_registry.registry.training.progress import EpochResult, Progress
 
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 DENSENET = {"growth_rate": 8, "block_config": (2, 2)}
-BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet": ("test_resnet", {}),
-    "densenet": ("densenet121", DENSENET),
-    "vit": ("test_vit", {}),
+METHODS: dict[str, dict[str, Any]] = {
+    "taps": {},
+    "taps-lora": {"rank": 2},
+    "head-only": {},
+    "norm-only": {},
+    "bitfit": {},
+    "full": {},
+    "hard-sharing": {},
+    "lora": {},
+    "rcm": {},
+    "parallel-adapter": {"norms": "frozen"},
+    "diff-pruning": {"keep": 0.02},
+    "piggyback": {"lr": 5e-2},  # at the usual rate a few steps flip no bit
+    "vmt-adapter": {},
+    "vmt-adapter-lite": {},
 }
+FOLDING = tuple(method for method in METHODS if not method.startswith("vmt"))
+BACKBONES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "resnet": ("test_resnet", {}, FOLDING),
+    "densenet": ("densenet121", DENSENET, ("taps", "full", "norm-only", "lora", "piggyback")),
+    "vit": ("test_vit", {}, tuple(METHODS)),
+}
+GATED = {"norms": "gated", "sparsity": 20.0, "score_lr": 0.05}
 
 
 @dataclass(frozen=True)
@@ -33,10 +52,10 @@ class State:
     logits: bytes
 
 
-def state(registry: Registry, task: str) -> State:
-    record = registry.task(task)
-    path = registry.home / "objects" / record.digest[:2] / f"{record.digest[2:]}.safetensors"
-    model = registry.load(task, device="cpu").model
+def state(registry: Registry, task: str, model: nn.Module | None = None) -> State:
+    """Of the task as it loads, or of a model of it that was loaded before."""
+    path = object_of(registry, registry.task(task).digest)
+    model = model or registry.load(task, device="cpu").model
     whole = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         whole.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
@@ -46,26 +65,34 @@ def state(registry: Registry, task: str) -> State:
     return State(hashlib.sha256(path.read_bytes()).hexdigest(), whole.hexdigest(), logits)
 
 
+def object_of(registry: Registry, digest: str) -> Path:
+    return registry.home / "objects" / digest[:2] / f"{digest[2:]}.safetensors"
+
+
 def base_files(registry: Registry) -> dict[str, str]:
-    found = {}
-    for base in registry.bases():
-        path = registry.home / "objects" / base.object[:2] / f"{base.object[2:]}.safetensors"
-        found[base.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+    paths = {base.name: object_of(registry, base.object) for base in registry.bases()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+
+
+@dataclass(frozen=True)
+class Peopled:
+    """A registry with a base and a task of every method that suits it, and one with gated norms."""
+
+    registry: Registry
+    methods: tuple[str, ...]
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def peopled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, images: Path
-) -> Iterator[Registry]:
-    """A base of each kind with a task of every method."""
-    model, arguments = BACKBONES[request.param]
+) -> Iterator[Peopled]:
+    model, arguments, methods = BACKBONES[request.param]
     with Registry.init(tmp_path_factory.mktemp("isolation") / "home") as registry:
         registry.add_base("base", model, random_init=True, input_size=32, arguments=arguments)
-        for method in ("taps", "head-only", "norm-only", "full"):
-            registry.add_task(method, "base", images, method=method, **QUICK)
-        registry.add_task("gated-norms", "base", images, norms="gated", sparsity=20.0, score_lr=0.05, **QUICK)
-        yield registry
+        for method in methods:
+            registry.add_task(method, "base", images, method=method, **{**QUICK, **METHODS[method]})
+        registry.add_task("gated-norms", "base", images, **QUICK, **GATED)
+        yield Peopled(registry, methods)
 
 
 class FailsLate(Progress):
@@ -73,32 +100,37 @@ class FailsLate(Progress):
         raise KeyboardInterrupt
 
 
-def fail(registry: Registry, images: Path, error: type[TapsError], **settings: Any) -> None:
+def fail(registry: Registry, images: Path, error: type[TapsError], name: str = "failing", **settings: Any) -> None:
     with pytest.raises(error):
-        registry.add_task("failing", "base", settings.pop("data", images), **{**QUICK, **settings})
+        registry.add_task(name, "base", settings.pop("data", images), **{**QUICK, **settings})
 
 
-def every_verb(registry: Registry, images: Path, folder: Path) -> Iterator[str]:
+def add_at_last(registry: Registry, images: Path, method: str) -> None:
+    """A task of the method fails, is interrupted, and is added after all."""
+    settings = {**METHODS[method], "method": method, "seed": 3}
+    fail(registry, images, TrainingError, **{**settings, "lr": 1e38})
+    fail(registry, images, Interrupted, f"new-{method}", progress=FailsLate(), **settings)
+    registry.resume_task(f"new-{method}")
+
+
+def every_verb(registry: Registry, methods: tuple[str, ...], images: Path, folder: Path) -> Iterator[str]:
     """Does everything that could disturb a task, one thing at a time."""
-    for method in ("taps", "head-only", "norm-only", "full"):
-        registry.add_task(f"new-{method}", "base", images, method=method, seed=3, **QUICK)
-        yield f"adding a task with {method}"
-    registry.export("new-taps", folder / "out.safetensors")
-    yield "exporting"
-    registry.predict("new-taps", [images / "dark" / "0.png"])
+    for method in methods:
+        add_at_last(registry, images, method)
+        yield f"failing, interrupting or adding with {method}"
+    for method in methods:
+        if method in FOLDING:
+            registry.export(f"new-{method}", folder / f"{method}.safetensors")
+        registry.predict(f"new-{method}", [images / "dark" / "0.png"])
     registry.evaluate("new-full", images)
-    yield "predicting and evaluating"
+    yield "exporting, predicting or evaluating"
     fail(registry, images, DataError, data=images / "dark")
-    fail(registry, images, TrainingError, lr=1e30)
     yield "failing to add"
-    fail(registry, images, Interrupted, progress=FailsLate())
-    yield "interrupting"
     registry.set_budget(max_bytes=1)
-    registry.remove("failing")
     fail(registry, images, BudgetError)
     registry.clear_budget()
     yield "running out of budget"
-    for method in ("taps", "head-only", "norm-only", "full"):
+    for method in methods:
         registry.remove(f"new-{method}")
     yield "removing"
     registry.gc()
@@ -107,25 +139,27 @@ def every_verb(registry: Registry, images: Path, folder: Path) -> Iterator[str]:
     yield "adding a base"
 
 
-def test_no_verb_changes_a_bit_of_another_task_or_of_the_base(peopled: Registry, images: Path, tmp_path: Path) -> None:
-    names = [task.name for task in peopled.tasks()]
-    before, files = {name: state(peopled, name) for name in names}, base_files(peopled)
+def test_no_verb_changes_a_bit_of_another_task_or_of_the_base(peopled: Peopled, images: Path, tmp_path: Path) -> None:
+    """After each verb the files, and the models that were loaded before it; at the end, all loaded anew."""
+    registry, names = peopled.registry, [task.name for task in peopled.registry.tasks()]
+    loaded = {name: registry.load(name, device="cpu").model for name in names}
+    before, files = {name: state(registry, name, loaded[name]) for name in names}, base_files(registry)
     assert len({found.logits for found in before.values()}) == len(names), "tasks that answer alike show nothing"
     done = 0
-    for what in every_verb(peopled, images, tmp_path):
+    for what in every_verb(registry, peopled.methods, images, tmp_path):
         for name in names:
-            assert state(peopled, name) == before[name], f"{what} changed {name}"
-        assert base_files(peopled).items() >= files.items(), f"{what} changed the base"
+            assert state(registry, name, loaded[name]) == before[name], f"{what} changed {name}"
+        assert base_files(registry).items() >= files.items(), f"{what} changed the base"
         done += 1
-    assert done == 12
-    assert peopled.verify(deep=True) == ()
+    assert done == len(peopled.methods) + 6
+    assert {name: state(registry, name) for name in names} == before
+    assert registry.verify(deep=True) == ()
 
 
-def test_switching_between_tasks_restores_each_exactly(peopled: Registry) -> None:
-    first = {name: state(peopled, name) for name in ("taps", "full", "norm-only")}
-    for _ in range(2):
-        for name, expected in first.items():
-            assert state(peopled, name) == expected
+def test_switching_between_tasks_restores_each_exactly(peopled: Peopled) -> None:
+    first = {name: state(peopled.registry, name) for name in peopled.methods[::3]}
+    for name, expected in reversed(first.items()):
+        assert state(peopled.registry, name) == expected
 
 
 def test_a_closed_layer_is_the_bases_own_tensor(registry: Registry, add: Callable[..., Any]) -> None:

@@ -41,7 +41,7 @@ class Partition:
     """Every tensor of a model in exactly one place.
 
     Attributes:
-        layers: what gets a gate, in forward order.
+        layers: what gets a gate, in forward order as far as the plugin knows it.
         norms: normalisation modules with their affine parameters and running statistics.
         head: tensor names of the classifier, which every task has for itself.
         shared: tensor names that stay those of the base (class tokens, position embeddings, ...).
@@ -131,7 +131,7 @@ class Architecture(ABC):
 
         Args:
             model: its name.
-            arguments: of ``--model-arg``, and ``num_classes``, the length of the logits.
+            arguments: of ``--model-arg``, and for a task's model ``num_classes``, the length of its logits.
 
         Returns:
             A module from ``(B, C, H, W)`` to logits ``(B, num_classes)``. If it has an attribute ``pretrained_cfg``,

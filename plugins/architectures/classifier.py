@@ -20,11 +20,7 @@ def classifier_paths(model: nn.Module) -> tuple[str, ...]:
     config = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     named = (names,) if isinstance(names, str) else tuple(names)
-    forgotten = [
-        path
-        for path in _asked(model)
-        if not is_inside(path, named) and not any(is_inside(name, (path,)) for name in named)
-    ]
+    forgotten = [path for path in _asked(model) if not any(is_inside(name, (path,)) for name in named)]
     return (
         *named,
         *(path for path, module in model.named_modules() if is_inside(path, forgotten) and matrices(module)),

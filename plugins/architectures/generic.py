@@ -69,8 +69,8 @@ class Generic(Architecture):
     def partition(self, model: nn.Module) -> Partition:
         tensors = model.state_dict(keep_vars=True)
         heads = classifier_paths(model)
-        head = tuple(name for name in tensors if is_inside(name, heads))
         again = further_names(tensors)
+        head = tuple(name for name in tensors if is_inside(name, heads) and name not in again)
         layers = tuple(self._layers(model, heads, again))
         taken = set(head).union(again, *map(owned, layers))
         return Partition(

@@ -13,7 +13,7 @@ from . import Encoding
 
 
 class BFloat16(Encoding):
-    """Rounds the delta, not the weights: deltas are small, so the error is 2^-9 of the delta."""
+    """Rounds the delta, not the weights: deltas are small, so the error is at most 2^-8 of the delta."""
 
     name = "bf16"
     summary = "deltas rounded to 16 bits, half the bytes"

@@ -8,7 +8,7 @@
 The penalty is lambda times the expected share of open gates, ``sigmoid(a - log(-l / r))``. In the second half of the
 run only the share ``--keep`` of the weights with the largest ``|z w|`` goes on training, without gates. Stored are
 their values in effect and their positions, 16 bits each within runs of 65,536 weights: ``6 k`` bytes for ``k`` weights,
-and 4 a run.
+and 4 a run. A layer for which all ``n`` values take less, ``4 n`` bytes, is stored as these.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..architectures import Partition
 from ..encodings import Form, expect
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
+from . import Adaptation, LayerState, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
 from .reparametrised import Reparametrised, Unit, matrices, units_of
 
 LOW, HIGH = -1.5, 1.5
@@ -36,13 +36,15 @@ class Sparse(Form):
     """The base's weight with some values replaced.
 
     ``values`` in the order of their positions, ``positions`` within runs of 65,536 weights as int16 (less 32,768), and
-    ``counts``, how many there are in each run, as int32.
+    ``counts``, how many there are in each run, as int32. Without positions, ``values`` are all there are.
     """
 
     name = "sparse"
     summary = "the base's weight with some values replaced"
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        if "positions" not in parts and "counts" not in parts:
+            return expect(parts, "values", (base.numel(),), torch.float32).reshape(base.shape)
         runs = ceil(base.numel() / RUN)
         counts = expect(parts, "counts", (runs,), torch.int32)
         values = expect(parts, "values", (int(counts.sum()),), torch.float32)
@@ -55,7 +57,9 @@ class Sparse(Form):
 
 
 def sparse_parts(value: Tensor, kept: Tensor) -> dict[str, Tensor]:
-    """What ``Sparse`` reads: ``value`` where ``kept`` is True."""
+    """What ``Sparse`` reads: ``value`` where ``kept`` is True, or all of it where that takes less."""
+    if is_dense(int(kept.sum()), kept.numel()):
+        return {"values": value.flatten()}
     positions = kept.flatten().nonzero().squeeze(1)
     runs = ceil(kept.numel() / RUN)
     return {
@@ -63,6 +67,15 @@ def sparse_parts(value: Tensor, kept: Tensor) -> dict[str, Tensor]:
         "positions": (positions % RUN - RUN // 2).to(torch.int16),
         "counts": torch.bincount(positions // RUN, minlength=runs).to(torch.int32),
     }
+
+
+def is_dense(kept: int, weights: int) -> bool:
+    """Whether all values take fewer bytes than the kept ones with their positions."""
+    return 4 * weights < _sparse_bytes(kept, weights)
+
+
+def _sparse_bytes(kept: int, weights: int) -> int:
+    return 6 * kept + 4 * ceil(weights / RUN)
 
 
 class PrunedUnit(Unit):
@@ -111,8 +124,13 @@ class PrunedUnit(Unit):
         return sparse_parts(self.live.value, self._kept())
 
     def size(self) -> Size:
-        kept = int(self._kept().sum())
-        return Size(kept, 6 * kept + 4 * ceil(self.live.base.numel() / RUN))
+        kept, weights = int(self._kept().sum()), self.live.base.numel()
+        return Size(weights, 4 * weights) if is_dense(kept, weights) else Size(kept, _sparse_bytes(kept, weights))
+
+    @property
+    def in_factors(self) -> bool:
+        """Always: the form keeps all values where that takes less."""
+        return True
 
     def _kept(self) -> Tensor:
         return torch.ones_like(self.live.base, dtype=torch.bool) if self.kept is None else self.kept
@@ -200,6 +218,13 @@ class DiffPruningAdaptation(Reparametrised):
 
     def active(self) -> list[Unit]:
         return [unit for unit in self.pruned if unit.kept is None or bool(unit.kept.any())]
+
+    def layer_states(self) -> tuple[LayerState, ...]:
+        """A layer of which nothing is kept is the base's."""
+        changed = {unit.live.name for unit in self.active()}
+        return tuple(
+            LayerState(layer.name, open=not changed.isdisjoint(layer.tensors)) for layer in self.partition.layers
+        )
 
     def state_dict(self) -> dict[str, Any]:
         kept = {unit.live.name: unit.kept for unit in self.pruned if unit.kept is not None}

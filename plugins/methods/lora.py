@@ -30,7 +30,7 @@ class LowRank(Form):
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
         rows, columns = len(base), prod(base.shape[1:])
-        rank = parts["up"].shape[-1]
+        rank = len(parts["down"]) if parts["down"].ndim else 0
         up = expect(parts, "up", (rows, rank), torch.float32)
         down = expect(parts, "down", (rank, columns), torch.float32)
         return base + ordered_product(up, down).reshape(base.shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..encodings import Form, expect
+from ..encodings.packing import pack, packed_bytes, unpack
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored
 from .reparametrised import Reparametrised, Unit, stored, units_of
@@ -30,16 +31,9 @@ class Masked(Form):
     summary = "the base's weight under a binary mask"
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        packed = expect(parts, "mask", (ceil(base.numel() / 8),), torch.uint8)
-        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
-        mask = bits.reshape(-1)[: base.numel()].reshape(base.shape)
+        packed = expect(parts, "mask", (packed_bytes(base.numel(), 1),), torch.uint8)
+        mask = unpack(packed, 1, base.numel()).reshape(base.shape)
         return torch.where(mask.bool(), base, torch.zeros_like(base))
-
-
-def pack(mask: Tensor) -> Tensor:
-    """A boolean tensor as bytes, the first value in the lowest bit of the first byte."""
-    bits = nn.functional.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).reshape(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(dim=1, dtype=torch.uint8)
 
 
 class MaskedUnit(Unit):
@@ -60,11 +54,11 @@ class MaskedUnit(Unit):
         return self.live.base * straight_through
 
     def parts(self) -> dict[str, Tensor]:
-        return {"mask": pack(self.mask())}
+        return {"mask": pack(self.mask(), 1)}
 
     def size(self) -> Size:
         bits = self.live.base.numel()
-        return Size(ceil(bits / 32), ceil(bits / 8))
+        return Size(ceil(bits / 32), packed_bytes(bits, 1))
 
 
 class PiggybackAdaptation(Reparametrised):

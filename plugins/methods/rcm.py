@@ -28,7 +28,9 @@ class Modulated(Form):
     summary = "the base's filters, mixed by a matrix"
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        groups = len(parts["modulator"])
+        groups = len(parts["modulator"]) if parts["modulator"].ndim else 0
+        if groups == 0 or len(base) % groups:
+            raise ValueError(f"{len(base)} filters are not in {groups} groups")
         rows = len(base) // groups
         modulator = expect(parts, "modulator", (groups, rows, rows), torch.float32)
         banks = base.reshape(groups, rows, -1)

@@ -102,7 +102,9 @@ class Reparametrised(Adaptation):
         for unit in self.units:
             unit.live.owner.grad = None
 
+    @torch.no_grad()
     def after_step(self) -> None:
+        super().after_step()
         self.write()
 
     def parameter_groups(self) -> list[dict[str, Any]]:

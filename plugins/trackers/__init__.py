@@ -60,10 +60,12 @@ class Tracker(ABC):
     Attributes:
         name: what ``add-task --tracker`` calls it.
         summary: one line for ``taps-registry plugins`` and the docs.
+        keeps_pictures: False spares drawing them.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    keeps_pictures: ClassVar[bool] = True
 
     @abstractmethod
     def follow(self, run: RunInfo) -> TrackedRun:

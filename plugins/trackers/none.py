@@ -32,6 +32,7 @@ class NoTracker(Tracker):
 
     name = "none"
     summary = "follows nothing"
+    keeps_pictures = False
 
     def follow(self, run: RunInfo) -> TrackedRun:
         return Unfollowed()

@@ -16,12 +16,13 @@ from .tables import CommonRow, CommonTaskRow, ObjectRow, TaskRow
 
 @dataclass(frozen=True)
 class CommonSet:
-    """A set as a task that joins it finds it; ``digest`` is empty while its first task trains."""
+    """A set as a task that joins it finds it; ``digest`` is empty while the first of its ``tasks`` trains."""
 
     name: str
     method: str
     arguments: Mapping[str, Any]
     digest: str
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,26 @@ class PublishedCommon:
 def find(session: Session, base: str, name: str) -> CommonSet | None:
     """The set of this name on a base; None if no task has begun one."""
     row = _row(session, bases.row(session, base).id, name)
-    return CommonSet(row.name, row.method, row.arguments, row.object_digest or "") if row else None
+    return _record(session, row) if row else None
 
 
-def require_fit(found: CommonSet, method: str, arguments: Mapping[str, Any]) -> None:
-    """Raise SettingsError if a task that is told this cannot join the set."""
+def require_fit(found: CommonSet, method: str, arguments: Mapping[str, Any], task: str) -> None:
+    """Return if a task that is told this can be in the set.
+
+    Raises:
+        SettingsError: if the set is one of another method or width.
+        BusyError: if the set's first task, another one, is still in training.
+    """
     if (found.method, dict(found.arguments)) != (method, dict(arguments)):
         told = ", ".join(f"--{name} {value}" for name, value in found.arguments.items())
         raise SettingsError(
             f"The set {found.name!r} is one of --method {found.method} with {told}. Use these, or begin "
             "another set with --common NAME."
+        )
+    if not found.digest and task not in found.tasks:
+        raise BusyError(
+            f"The set {found.name!r} has no projections yet: its first task, {found.tasks[0]!r}, is in training. "
+            "Finish that one first, or begin another set with --common NAME."
         )
 
 
@@ -68,12 +79,7 @@ def join(session: Session, task: TaskRow, joined: CommonSet) -> None:
         session.add(row)
         session.flush()
     else:
-        require_fit(CommonSet(row.name, row.method, row.arguments, row.object_digest or ""), method, arguments)
-        if row.object_digest is None:
-            raise BusyError(
-                f"The set {name!r} has no projections yet: its first task, {_members(session, row)[0]!r}, is in "
-                "training. Finish that one first, or begin another set with --common NAME."
-            )
+        require_fit(_record(session, row), method, arguments, task.name)
     if (row.object_digest or "") != joined.digest:
         raise BusyError(f"Another process has changed the set {name!r} in the meantime. Type the command again.")
     session.add(CommonTaskRow(task_id=task.id, common_id=row.id))
@@ -112,6 +118,10 @@ def usage(session: Session, base_id: int | None) -> tuple[int, int]:
         query = query.where(CommonRow.base_id == base_id)
     size, params = session.execute(query).one()
     return int(size), int(params)
+
+
+def _record(session: Session, row: CommonRow) -> CommonSet:
+    return CommonSet(row.name, row.method, row.arguments, row.object_digest or "", tuple(_members(session, row)))
 
 
 def _row(session: Session, base_id: int, name: str) -> CommonRow | None:

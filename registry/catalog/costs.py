@@ -82,7 +82,7 @@ def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[Comm
         rows[row.id] = (row, size)
         members.setdefault(row.id, []).append(task)
     return tuple(
-        CommonCost(row.name, row.method, row.params, size, tuple(members[row.id]))
+        CommonCost(row.name, row.method, str(row.object_digest), row.params, size, tuple(members[row.id]))
         for row, size in rows.values()
         if not names or set(names) & set(members[row.id])
     )
@@ -100,7 +100,7 @@ def _base_cost(
     files = {artifact.digest: artifact.bytes for _, artifact in found}
     total = Total(
         params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in common),
-        bytes=base.object.size + sum(files.values()) + sum(one.bytes for one in common),
+        bytes=base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in common}.values()),
         multiple=1
         + sum(cost.share_of_base for cost in costs)
         + sum(one.params for one in common) / base.backbone_params,

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -42,6 +43,11 @@ def export(composed: Composed, base: Base, path: Path) -> str:
         raise SettingsError(
             f"--method {composed.header.method} adds modules that timm's {base.model} has not: export to a file that "
             "ends in .pt2, a program for torch.export.load."
+        )
+    if not timm.is_model(base.model.partition(".")[0]) and ":" not in base.model:
+        raise SettingsError(
+            f"{base.model} is a plugin's model, which timm cannot build: export to a file that ends in .pt2, a program "
+            "for torch.export.load."
         )
     return _checkpoint(composed, base, path)
 

@@ -110,6 +110,7 @@ def _extend(
 
     Raises:
         SettingsError: if the set is one of another method or width.
+        BusyError: if another task is training what the set has in common.
     """
     arguments = method.extension(settings.for_method(0.0))
     if not arguments:
@@ -118,7 +119,7 @@ def _extend(
     with context.catalog.read() as session:
         found = sets.find(session, record.name, name)
     if found is not None:
-        sets.require_fit(found, method.name, arguments)
+        sets.require_fit(found, method.name, arguments, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         method.extend(model, arguments)

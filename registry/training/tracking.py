@@ -28,6 +28,7 @@ class Following:
     def __init__(self, tracker: Tracker, run: RunInfo, progress: Progress) -> None:
         self.progress = progress
         self.tracker = tracker.name
+        self.draws = tracker.keeps_pictures
         try:
             self._run: TrackedRun | None = tracker.follow(run)
         except Exception as error:  # a stranger's code and somebody's server: anything can come
@@ -67,7 +68,7 @@ class Following:
 
     def scores(self, layers: Sequence[LayerState], threshold: float, title: str) -> None:
         """Keep a picture of the gates' scores; nothing for a method without scores."""
-        if all(layer.score is None for layer in layers):
+        if all(layer.score is None for layer in layers) or not self.draws:
             return
 
         def draw(run: TrackedRun) -> None:
