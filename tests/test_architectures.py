@@ -400,6 +400,7 @@ def test_a_model_that_has_no_classifier_by_default_has_the_same_layers_with_one(
             "vit_base_patch16_siglip_224",
             {"attn_pool.kv": ("head", "head"), "norm": ("final", "final"), "attn_pool.norm": ("head", "head")},
         ),
+        ("vit_small_patch16_18x2_224", {"blocks.3.attns.1.attn.proj": ("blocks.3", "blocks.3")}),
         (
             "convnext_atto",
             {

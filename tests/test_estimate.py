@@ -133,7 +133,6 @@ def test_what_is_stored_is_between_the_least_and_the_most(
     assert said.least_share < said.most_share
 
 
-@pytest.mark.xfail(strict=True, reason="the least is said for 32 bits a value")
 @pytest.mark.parametrize("keep", [0.7, 1.0])
 def test_pruned_layers_that_are_stored_whole_take_no_less_than_was_said_in_any_encoding(
     registry_of: RegistryOf, images: Path, keep: float
@@ -290,18 +289,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterato
         yield registry
 
 
-SAID_BY_ADD_TASK_ALONE = "a set whose first task is in training"
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param(what, marks=pytest.mark.xfail(strict=True, reason="only reserving the name finds it out"))
-        if what == SAID_BY_ADD_TASK_ALONE
-        else what
-        for what in WRONG
-    ],
-)
+@pytest.mark.parametrize("what", WRONG)
 def test_an_estimate_is_refused_as_the_task_would_be_for(furnished: Registry, images: Path, what: str) -> None:
     told = {"name": "task", "base": "base", "data": images, "method": "head-only", **QUICK, **WRONG[what]}
     errors = []
