@@ -448,7 +448,12 @@ CHAINS: dict[str, dict[str, Any]] = {
     "deit_tiny_distilled_patch16_224": SMALL_VIT,
     "deit3_small_patch16_224": SMALL_VIT,
     "beit_base_patch16_224": SMALL_VIT,
-    "beitv2_base_patch16_224": {**SMALL_VIT, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+    "beitv2_base_patch16_224": {
+        **SMALL_VIT,
+        "use_rel_pos_bias": False,
+        "use_shared_rel_pos_bias": True,
+        "use_abs_pos_emb": True,
+    },
 }
 
 
@@ -677,6 +682,14 @@ def test_a_missing_or_overlapping_third_is_an_error(change: Callable[[list[Layer
 
 
 # Pieces
+
+
+def test_a_tensor_without_rows_has_one_place_like_any_other() -> None:
+    model = nn.BatchNorm2d(2)
+    assert faults([], {"scalar": 1, "empty": 0})["in no group"] == {"scalar", "empty"}
+    Partition((), (), (), shared=tuple(model.state_dict())).check(model)
+    with pytest.raises(PartitionError, match=r"in more than one group: num_batches_tracked$"):
+        Partition((), (), ("num_batches_tracked",), shared=tuple(model.state_dict())).check(model)
 
 
 def test_the_name_of_rows_says_which_and_of_what() -> None:

@@ -133,11 +133,11 @@ def test_what_is_stored_is_between_the_least_and_the_most(
     assert said.least_share < said.most_share
 
 
-@pytest.mark.parametrize("keep", [0.7, 1.0])
+@pytest.mark.parametrize(("keep", "encoding"), [(0.7, "bf16"), (1.0, "int4")])
 def test_pruned_layers_that_are_stored_whole_take_no_less_than_was_said_in_any_encoding(
-    registry_of: RegistryOf, images: Path, keep: float
+    registry_of: RegistryOf, images: Path, keep: float, encoding: str
 ) -> None:
-    settings = {"method": "diff-pruning", "keep": keep, "encoding": "bf16"}
+    settings = {"method": "diff-pruning", "keep": keep, "encoding": encoding}
     said, found = taken(registry_of("vit"), f"whole-{keep}", images, **settings)
     assert said.least.bytes <= found.bytes <= said.most.bytes
 
