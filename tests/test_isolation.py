@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,25 @@ class State:
     logits: bytes
 
 
-def state(registry: Registry, task: str, model: nn.Module | None = None) -> State:
-    """Of the task as it loads, or of a model of it that was loaded before."""
-    path = object_of(registry, registry.task(task).digest)
-    model = model or registry.load(task, device="cpu").model
-    whole = hashlib.sha256()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        whole.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    noise = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        logits = model(noise).numpy().tobytes()
-    return State(hashlib.sha256(path.read_bytes()).hexdigest(), whole.hexdigest(), logits)
+NOISE = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def states(registry: Registry, models: Mapping[str, nn.Module]) -> dict[str, State]:
+    """Of tasks, with their models as they were loaded now or before."""
+    digests = {task.name: task.digest for task in registry.tasks()}
+    found = {}
+    for name, model in models.items():
+        whole = hashlib.sha256()
+        for part, tensor in (*model.named_parameters(), *model.named_buffers()):
+            whole.update(part.encode() + tensor.contiguous().numpy().tobytes())
+        file = hashlib.sha256(object_of(registry, digests[name]).read_bytes()).hexdigest()
+        found[name] = State(file, whole.hexdigest(), model(NOISE).numpy().tobytes())
+    return found
+
+
+def load(registry: Registry, names: Iterable[str]) -> dict[str, nn.Module]:
+    return {name: registry.load(name, device="cpu").model for name in names}
 
 
 def object_of(registry: Registry, digest: str) -> Path:
@@ -144,24 +152,24 @@ def every_verb(registry: Registry, methods: tuple[str, ...], images: Path, folde
 def test_no_verb_changes_a_bit_of_another_task_or_of_the_base(peopled: Peopled, images: Path, tmp_path: Path) -> None:
     """After each verb the files, and the models that were loaded before it; at the end, all loaded anew."""
     registry, names = peopled.registry, [task.name for task in peopled.registry.tasks()]
-    loaded = {name: registry.load(name, device="cpu").model for name in names}
-    before, files = {name: state(registry, name, loaded[name]) for name in names}, base_files(registry)
+    loaded = load(registry, names)
+    before, files = states(registry, loaded), base_files(registry)
     assert len({found.logits for found in before.values()}) == len(names), "tasks that answer alike show nothing"
     done = 0
     for what in every_verb(registry, peopled.methods, images, tmp_path):
-        for name in names:
-            assert state(registry, name, loaded[name]) == before[name], f"{what} changed {name}"
+        changed = [name for name, now in states(registry, loaded).items() if now != before[name]]
+        assert changed == [], what
         assert base_files(registry).items() >= files.items(), f"{what} changed the base"
         done += 1
     assert done == len(peopled.methods) + 6
-    assert {name: state(registry, name) for name in names} == before
+    assert states(registry, load(registry, names)) == before
     assert registry.verify(deep=True) == ()
 
 
 def test_switching_between_tasks_restores_each_exactly(peopled: Peopled) -> None:
-    first = {name: state(peopled.registry, name) for name in peopled.methods[::3]}
-    for name, expected in reversed(first.items()):
-        assert state(peopled.registry, name) == expected
+    names = peopled.methods[::3]
+    first = states(peopled.registry, load(peopled.registry, names))
+    assert states(peopled.registry, load(peopled.registry, reversed(names))) == first
 
 
 def test_a_closed_layer_is_the_bases_own_tensor(registry: Registry, add: Callable[..., Any]) -> None:

@@ -439,7 +439,6 @@ def test_sets_of_one_name_on_two_bases_are_two_sets(copied: Registry, images: Pa
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="the name of a set is not checked as those of tasks and bases are")
 @pytest.mark.parametrize("name", ["two words", "no/name", "x" * 200])
 def test_a_set_is_named_as_a_task_is(empty: Registry, images: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="cannot name a"):

@@ -13,6 +13,7 @@ from ...plugins.methods import Method
 from ..catalog import common as sets
 from ..context import Context
 from ..errors import IntegrityError, SettingsError
+from ..home import check_name
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
@@ -29,6 +30,8 @@ def check(context: Context, settings: TaskSettings) -> None:
         SettingsError, PluginError
     """
     settings.check()
+    if settings.common:
+        check_name(settings.common, "set")
     make_accelerator(settings.device, settings.precision)
     settings.check_method(context.plugins.method(settings.method))
     context.plugins.encoding(settings.encoding)
