@@ -111,7 +111,7 @@ def test_the_list_of_plugins_says_what_the_examples_bring_and_from_where(capsys:
     ssf = found["ssf"]
     assert (ssf["distribution"], ssf["version"], ssf["state"]) == ("taps-ssf", "0.1.0", "active")
     assert ssf["hooks"] == ["register_encodings", "register_methods"]
-    assert {what.partition(":")[0] for what in ssf["provides"]} == {"method ssf", "encoding scaled-rows"}
+    assert {what.partition(":")[0] for what in ssf["provides"]} == {"method ssf", "form scaled-rows"}
 
 
 @pytest.mark.usefixtures("installed")
