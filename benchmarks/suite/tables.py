@@ -163,7 +163,7 @@ def page(found: Sequence[Row], name: str) -> str:
         facts,
         "Accuracy is on test images, of the stored file read back. *Against full* is the mean difference to full "
         "fine-tuning on the same task, backbone and seed, in points, with its standard error. Bytes are those of the "
-        "file, its header included, without the head's.",
+        "values stored, without the head's and without the text that names them.",
         overview(last),
         "![Accuracy against bytes](accuracy.svg)",
         "## By backbone",
