@@ -21,7 +21,7 @@ class Scores:
     """The scores of a model's gates, the penalty on them, and which gates are to be open.
 
     The penalty is ``lambda sum_l w_l |s_l|`` with ``w_l`` equal (``uniform``, the paper's ``1 / L``) or proportional to
-    the gate's size or the root of it; they sum to 1. With limits on what is stored, ``lambda`` is steered towards them,
+    the gate's size or the root of it, and of sum 1. With limits on what is stored, ``lambda`` is steered towards them,
     and after a share of the run the gates are fixed.
 
     Args:
@@ -45,8 +45,8 @@ class Scores:
         self.gates = tuple(gates)
         self.settings = settings
         self.values = nn.Parameter(torch.full((len(gates),), INITIAL_SCORE, device=device))
-        weights = torch.tensor(sizes, dtype=torch.float32, device=device) ** PENALTIES[settings.penalty]
-        self.weights = weights / weights.sum()
+        weights = [size ** PENALTIES[settings.penalty] for size in sizes]
+        self.weights, self.total = torch.tensor(weights, device=device), sum(weights)
         self.steering = Steering(settings.limits, costs, always) if settings.limits else None
         self.possible = self.steering.possible() if self.steering else [True] * len(gates)
         self.fixed: list[bool] | None = None
@@ -68,10 +68,10 @@ class Scores:
         return False
 
     def strength(self) -> float:
-        """``lambda`` as it is now."""
+        """``lambda`` as it is now, over the sum of the weights."""
         if not self.penalised or self.fixed is not None:
             return 0.0
-        return self.settings.sparsity * (self.steering.multiplier if self.steering else 1.0)
+        return self.settings.sparsity / self.total * (self.steering.multiplier if self.steering else 1.0)
 
     def penalty(self) -> float:
         return self.strength() * float((self.weights * self.values.detach().abs()).sum())
