@@ -38,7 +38,7 @@ class Row:
         bytes: of the file.
         header: of these, the text that names the tensors.
         apart: the values without those of the head.
-        share: ``apart`` as a share of the base's values without those of its head.
+        share: ``apart`` as a share of the base's backbone in float32, as ``--budget 5%`` means it.
         seconds: from the first image opened to the file stored.
         open: names of the layers stored, in forward order, separated by spaces.
         note: why there is no accuracy.

@@ -159,8 +159,8 @@ def fitting_rank(home: Registry, job: Job, base: Base) -> int:
 
 
 def backbone_bytes(base: Base) -> int:
-    """What shares are shares of: the values of the base without those of its classifier."""
-    return base.bytes - header_bytes(base.object) - FLOAT * (base.params - base.backbone_params)
+    """What shares are shares of, as those of ``--budget``: the base's parameters in float32, its classifier apart."""
+    return FLOAT * base.backbone_params
 
 
 def header_bytes(digest: str) -> int:
