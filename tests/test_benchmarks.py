@@ -128,10 +128,11 @@ def test_a_task_that_cannot_be_is_a_row_with_the_reason(plan: run.Plan, tmp_path
 
 @pytest.mark.usefixtures("here")
 def test_a_rank_is_chosen_for_a_share_of_the_base(plan: run.Plan, tmp_path: Path) -> None:
-    run.run(replace(plan, contenders=[CONTENDERS["lora 10%"]]), tmp_path / "rows.csv", 1)
+    wanted = replace(CONTENDERS["lora 10%"], share=0.3)
+    run.run(replace(plan, contenders=[wanted]), tmp_path / "rows.csv", 1)
     lora = rows.read(tmp_path / "rows.csv")[0]
     assert lora.weights > 0
-    assert 0.05 < lora.share <= 0.1
+    assert 0.2 < lora.share <= 0.3
 
 
 def test_a_torn_line_is_passed_over_and_written_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -115,8 +116,8 @@ def carry_out(job: Job) -> list[Row]:
         seconds = time.perf_counter() - began
         _forget(home, "task", keep=True)
     try:
-        first = described(replace(job.row(), seconds=round(seconds, 2)), task, base)
-        return [first, *_recoded(home, job, task, base)]
+        first = described(replace(job.row(), seconds=round(seconds, 2)), task, base, home)
+        return [first, *_recoded(home, job, base)]
     finally:
         _forget(home, "task")
 
@@ -163,16 +164,16 @@ def backbone_bytes(base: Base) -> int:
     return FLOAT * base.backbone_params
 
 
-def header_bytes(digest: str) -> int:
+def header_bytes(home: Registry, digest: str) -> int:
     """The part of an object that names its tensors: the length that a safetensors file begins with, and the text."""
-    path = ObjectStore(_homes[0].home / "objects").get(digest)
+    path = ObjectStore(home.home / "objects").get(digest)
     with path.open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-def described(row: Row, task: Task, base: Base) -> Row:
+def described(row: Row, task: Task, base: Base, home: Registry) -> Row:
     """A row completed from a task as the catalog has it."""
-    header = header_bytes(task.digest)
+    header = header_bytes(home, task.digest)
     apart = task.bytes - header - FLOAT * task.params.head
     return replace(
         row,
@@ -191,13 +192,16 @@ def described(row: Row, task: Task, base: Base) -> Row:
     )
 
 
-def _recoded(home: Registry, job: Job, task: Task, base: Base) -> Iterator[Row]:
-    """The finished task in other encodings."""
+def _recoded(home: Registry, job: Job, base: Base) -> Iterator[Row]:
+    """The finished task in other encodings, each from what was trained and not from the one before."""
     for encoding in job.contender.recoded:
-        began = time.perf_counter()
-        other = home.recode("task", encoding)
-        row = replace(job.row(), recoded=encoding, seconds=round(time.perf_counter() - began, 2))
-        yield described(row, other, base)
+        with tempfile.TemporaryDirectory(dir=home.home.parent) as folder:
+            copied = shutil.copytree(home.home, Path(folder) / "registry")
+            with Registry.open(copied) as copy:
+                began = time.perf_counter()
+                task = copy.recode("task", encoding)
+                seconds = round(time.perf_counter() - began, 2)
+                yield described(replace(job.row(), recoded=encoding, seconds=seconds), task, base, copy)
 
 
 @functools.cache
