@@ -48,7 +48,9 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @setting("own", str, "hard-sharing: what is the task's own, in stages (2) or parameters (10%).", "AMOUNT")
 @setting("common", str, "vmt-adapter: the set of tasks to have projections in common with.", "NAME")
 @click.option("--method-arg", "method_args", multiple=True, metavar="K=V", help="Of a plugin's method; repeatable.")
-@setting("encoding", str, "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, or a plugin's.", "NAME")
+@setting(
+    "encoding", str, "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, or a plugin's; +zstd compresses it.", "NAME"
+)
 @setting("augment", click.Choice(list(AUGMENTATIONS)), "Random crops; 'standard' adds flips and colours.")
 @setting("input_size", click.IntRange(min=1), "Height and width of images. Default: the base's.", "PX")
 @setting("seed", int, "Of splits, head, order and augmentation.", "N")

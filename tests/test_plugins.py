@@ -45,6 +45,7 @@ BUILT_IN = {
     "fp32": ["encoding fp32"],
     "bf16": ["encoding bf16"],
     "fp16": ["encoding fp16"],
+    "vectors": ["form bf16-values"],
     "integers": ["encoding int3", "encoding int4", "encoding int8"],
     "1bit": ["encoding 1bit"],
     "mlflow": ["tracker mlflow"],

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...plugins.architectures.pieces import Pieces
-from ...plugins.encodings import Encoding
+from ...plugins.encodings import Codec, Encoding
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError
@@ -133,9 +133,8 @@ def write_artifact(
         path: of the file, written whole or not at all.
         delta: what the task changed.
         originals: the base's tensors by name.
-        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; weights are encoded, the rest is plain,
-            as is what a method added to the model.
-        encoding: of the weights.
+        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; what a method added has none.
+        encoding: of weights and norms.
         header: the remaining fields of ``Header``.
     """
     tensors: dict[str, Tensor] = {}
@@ -148,13 +147,11 @@ def write_artifact(
         entries[name] = Entry(roles.get(name, WEIGHTS), form, tuple(sorted(parts)), tuple(like.shape), dtype)
 
     for name, value in sorted(delta.tensors.items()):
-        encoded = is_encoded(name, value, roles)
-        put(
-            name,
-            encoding.name if encoded else "",
-            encoding.encode(value, based[name]) if encoded else {"": value},
-            value,
-        )
+        codec = codec_of(name, value, roles, encoding)
+        if codec is None:
+            put(name, "", {"": value}, value)
+        else:
+            put(name, codec.name, codec.encode(value, based[name]), value)
     for name, factors in sorted(delta.factors.items()):
         put(name, factors.form, factors.parts, based[name])
     gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
@@ -163,9 +160,15 @@ def write_artifact(
     return made
 
 
-def is_encoded(name: str, value: Tensor, roles: Mapping[str, str]) -> bool:
-    """Whether a tensor goes through the encoding: floating-point weights of the model's own."""
-    return roles.get(name) == WEIGHTS and value.is_floating_point()
+def codec_of(name: str, value: Tensor, roles: Mapping[str, str], encoding: Encoding) -> Codec | None:
+    """What a tensor is put into; None for what is stored as it is.
+
+    That is the head, which is trained to be stored exactly, integers, and what a method added to the model.
+    """
+    role = roles.get(name)
+    if role not in (WEIGHTS, NORMS) or not value.is_floating_point():
+        return None
+    return encoding if role == WEIGHTS and value.ndim > 1 else encoding.vectors
 
 
 def read_header(path: Path) -> Header:
@@ -185,6 +188,16 @@ def read_header(path: Path) -> Header:
     if differing:
         raise IntegrityError(f"{path} does not hold what its header lists: {', '.join(sorted(differing))}")
     return header
+
+
+def tensor_bytes(path: Path) -> dict[str, int]:
+    """Bytes that each tensor of the model takes in an artifact, all its parts together. Raises IntegrityError."""
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return {
+            name: sum(file.get_tensor(key(name, part)).nbytes for part in entry.parts)
+            for name, entry in header.tensors.items()
+        }
 
 
 def read_artifact(
@@ -228,8 +241,10 @@ def _decode(
 
 
 def payload(names: Iterable[str], tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> int:
-    """Bytes that these tensors of a model would take in an artifact, without its header."""
-    return sum(
-        encoding.nbytes(tuple(tensors[name].shape)) if is_encoded(name, tensors[name], roles) else tensors[name].nbytes
-        for name in names
-    )
+    """Bytes that these tensors of a model would take in an artifact at most, without its header."""
+
+    def taken(name: str, tensor: Tensor) -> int:
+        codec = codec_of(name, tensor, roles, encoding)
+        return tensor.nbytes if codec is None else codec.nbytes(tuple(tensor.shape))
+
+    return sum(taken(name, tensors[name]) for name in names)

@@ -14,7 +14,7 @@ from ..models.bases import LoadedBase
 from ..models.measure import footprint, roles
 from ..models.transforms import evaluation_transform
 from ..records import TaskLayer
-from ..store.artifact import write_artifact
+from ..store.artifact import tensor_bytes, write_artifact
 from ..store.files import sha256
 from ..store.tensors import write_tensors
 from .evaluation import measure
@@ -111,7 +111,7 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
         input=job.input,
         metrics=metrics,
         settings=job.settings.as_json(),
-        layers=_layers(job, delta, parts),
+        layers=_layers(job, delta, parts, tensor_bytes(path)),
         common=_common(result),
     )
 
@@ -122,15 +122,15 @@ def _common(result: Result) -> PublishedCommon | None:
     return PublishedCommon(sha256(result.common), result.common.stat().st_size, result.common_params)
 
 
-def _layers(job: Job, delta: Delta, parts: Mapping[str, str]) -> tuple[TaskLayer, ...]:
-    """What the artifact holds of each layer and norm."""
+def _layers(job: Job, delta: Delta, parts: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:
+    """What the artifact holds of each layer and norm, given the bytes of each tensor in it."""
     states = {state.name: state for state in delta.layers}
     stored, tensors = delta.stored(), job.model.state_dict()
     described = []
     for layer in (*job.partition.layers, *job.partition.norms):
         own = stored.tensors.intersection(layer.tensors)
         factors = {name: stored.factors[name] for name in layer.tensors if name in stored.factors}
-        size = footprint(Stored(own, factors), tensors, parts, job.encoding)
+        params = footprint(Stored(own, factors), tensors, parts, job.encoding).params
         state = states.get(layer.name)
         described.append(
             TaskLayer(
@@ -139,8 +139,8 @@ def _layers(job: Job, delta: Delta, parts: Mapping[str, str]) -> tuple[TaskLayer
                 stage=layer.stage,
                 open=bool(own or factors),
                 score=state.score if state else None,
-                params=size.params.total,
-                bytes=size.bytes,
+                params=params.total,
+                bytes=sum(sizes[name] for name in (*own, *factors)),
             )
         )
     return tuple(described)

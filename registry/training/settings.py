@@ -67,7 +67,7 @@ class TaskSettings:
         own: how much of it is the task's own: stages (``2``), or a share of the layers' parameters (``10%``).
         common: name of the set of tasks to have projections in common with; empty for the method's name.
         arguments: options of a plugin's method.
-        encoding: how changed layers are stored.
+        encoding: how changed layers and norms are stored.
         augment: ``none``, ``light`` or ``standard``.
         input_size: pixels; None for the base's.
         seed: of the split, the head, the order and the augmentation of images.
