@@ -44,6 +44,7 @@ from taps_registry.plugins.encodings.bf16 import BFloat16
 from taps_registry.plugins.encodings.fp16 import Float16
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
+from taps_registry.plugins.encodings.lowrank import ERROR, LowRank
 from taps_registry.plugins.encodings.onebit import OneBit
 from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
@@ -264,6 +265,15 @@ class TestInt8(Quantised):
 class TestInt4(Quantised):
     encoding: ClassVar[Encoding] = Int4()
     steps = 7
+
+
+class TestLowRank(EncodingTests):
+    """No value is further off than all of them together: by what is cut off, and by 8 bits of both factors."""
+
+    encoding = LowRank()
+
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
+        return torch.full_like(delta, 1.1 * ERROR * float(delta.double().norm()))
 
 
 class TestCompressedFloat32(EncodingTests):
