@@ -68,6 +68,21 @@ class Codec(Form):
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes that the parts of a tensor of this shape take, exactly or at most."""
 
+    # For a codec that is put upon another one
+
+    @property
+    def core(self) -> Codec:
+        """The codec that decides on the values: this one, or the one that it is put upon."""
+        return self
+
+    def unpacked(self, parts: Mapping[str, Tensor], base: Tensor) -> Mapping[str, Tensor]:
+        """The core's parts, out of these. Raises ValueError as ``decode`` does."""
+        return parts
+
+    def packed(self, parts: Mapping[str, Tensor], base: Tensor) -> Mapping[str, Tensor]:
+        """These parts, out of the core's."""
+        return parts
+
 
 class Encoding(Codec):
     """What ``add-task --encoding`` names: stores weights of two or more dimensions.

@@ -49,20 +49,29 @@ class Compressed(Codec):
         self.summary = f"{inner.summary}, compressed without loss"
         self.exact = inner.exact
 
+    @property
+    def core(self) -> Codec:
+        return self.inner
+
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
-        parts = self.inner.encode(value, base)
+        return self.packed(self.inner.encode(value, base), base)
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        return self.inner.decode(self.unpacked(parts, base), base)
+
+    def packed(self, parts: Mapping[str, Tensor], base: Tensor) -> dict[str, Tensor]:
         line = json.dumps([[name, _dtype(part), list(part.shape)] for name, part in parts.items()]) + "\n"
         content = b"".join([line.encode(), *(_planes(part, base) for part in parts.values())])
         frame = zstandard.ZstdCompressor(level=LEVEL).compress(content)
         if len(frame) >= sum(part.nbytes for part in parts.values()) or len(line) > LINE:
-            return parts
+            return dict(parts)
         return {PART: torch.frombuffer(bytearray(frame), dtype=torch.uint8)}
 
-    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        return self.inner.decode(self._parts(parts[PART], base) if PART in parts else parts, base)
+    def unpacked(self, parts: Mapping[str, Tensor], base: Tensor) -> Mapping[str, Tensor]:
+        return self._parts(parts[PART], base) if PART in parts else parts
 
     def _parts(self, frame: Tensor, base: Tensor) -> dict[str, Tensor]:
-        """The inner codec's parts. Raises ValueError for a frame that holds anything else."""
+        """What a frame holds. Raises ValueError for anything but parts."""
         if frame.dtype != torch.uint8 or frame.ndim != 1 or not len(frame):
             raise ValueError(f"expected a vector of bytes for {PART}, found {frame.dtype} {tuple(frame.shape)}")
         content = _decompress(frame.numpy().tobytes(), LINE + self.inner.nbytes(tuple(base.shape)))

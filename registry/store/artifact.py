@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...plugins.architectures.pieces import Pieces
+from ...plugins.architectures.pieces import Pieces, tensor_of
 from ...plugins.encodings import Codec, Encoding
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
@@ -137,27 +137,85 @@ def write_artifact(
         encoding: of weights and norms.
         header: the remaining fields of ``Header``.
     """
-    tensors: dict[str, Tensor] = {}
-    entries: dict[str, Entry] = {}
-    based = Pieces(originals)
-
-    def put(name: str, form: str, parts: Mapping[str, Tensor], like: Tensor) -> None:
-        tensors.update({key(name, part): tensor for part, tensor in parts.items()})
-        dtype = str(like.dtype).removeprefix("torch.")
-        entries[name] = Entry(roles.get(name, WEIGHTS), form, tuple(sorted(parts)), tuple(like.shape), dtype)
-
+    draft = _Draft(originals, roles)
     for name, value in sorted(delta.tensors.items()):
-        codec = codec_of(name, value, roles, encoding)
-        if codec is None:
-            put(name, "", {"": value}, value)
-        else:
-            put(name, codec.name, codec.encode(value, based[name]), value)
+        draft.encode(name, value, encoding)
     for name, factors in sorted(delta.factors.items()):
-        put(name, factors.form, factors.parts, based[name])
+        draft.put(name, factors.form, factors.parts, draft.based[name])
     gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
-    made = Header(encoding=encoding.name, layers=gates, tensors=entries, **header)
-    write_tensors(path, tensors, {KEY: made.to_json()})
+    made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, **header)
+    write_tensors(path, draft.tensors, {KEY: made.to_json()})
     return made
+
+
+def recode_artifact(
+    path: Path, source: Path, base: Mapping[str, Tensor], encoding: Encoding, plugins: PluginManager
+) -> Header:
+    """Write an artifact's values anew, in another encoding.
+
+    What is in a form of its method's own stays as it is. What is only compressed, or no longer so, is not rounded
+    again.
+
+    Args:
+        path: of the new file, written whole or not at all.
+        source: of an artifact, whose digest the store has checked.
+        base: the base's tensors by name.
+        encoding: of weights and norms.
+        plugins: where the encodings are.
+
+    Raises:
+        IntegrityError: if the source is damaged, or does not fit the base.
+        PluginError: if an encoding is not installed.
+    """
+    header = read_header(source)
+    own = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
+    draft = _Draft(base, own)
+    with safe_open(source, framework="pt") as file:
+        for name, entry in sorted(header.tensors.items()):
+            parts = {part: file.get_tensor(key(name, part)) for part in entry.parts}
+            value = _decode(name, entry, parts, base, plugins)
+            form = plugins.form(entry.encoding) if entry.encoding else None
+            codec = codec_of(name, value, own, encoding)
+            if isinstance(form, Codec) and codec is not None and codec.core.name == form.core.name:
+                original = draft.based[name]
+                draft.put(name, codec.name, codec.packed(form.unpacked(parts, original), original), value)
+            elif form is None or isinstance(form, Codec):
+                draft.encode(name, value, encoding)
+            else:
+                draft.put(name, entry.encoding, parts, value)
+    made = replace(header, encoding=encoding.name, tensors=draft.entries, format=FORMAT)
+    write_tensors(path, draft.tensors, {KEY: made.to_json()})
+    return made
+
+
+class _Draft:
+    """An artifact in the making.
+
+    Args:
+        originals: the base's tensors by name.
+        roles: as for ``write_artifact``.
+    """
+
+    def __init__(self, originals: Mapping[str, Tensor], roles: Mapping[str, str]) -> None:
+        self.based = Pieces(originals)
+        self.roles = roles
+        self.tensors: dict[str, Tensor] = {}
+        self.entries: dict[str, Entry] = {}
+
+    def put(self, name: str, form: str, parts: Mapping[str, Tensor], like: Tensor) -> None:
+        """Store these parts, which decode to a tensor like this one."""
+        self.tensors.update({key(name, part): tensor for part, tensor in parts.items()})
+        dtype = str(like.dtype).removeprefix("torch.")
+        part = self.roles.get(name, WEIGHTS)
+        self.entries[name] = Entry(part, form, tuple(sorted(parts)), tuple(like.shape), dtype)
+
+    def encode(self, name: str, value: Tensor, encoding: Encoding) -> None:
+        """Store a value in what the encoding has for it."""
+        codec = codec_of(name, value, self.roles, encoding)
+        if codec is None:
+            self.put(name, "", {"": value}, value)
+        else:
+            self.put(name, codec.name, codec.encode(value, self.based[name]), value)
 
 
 def codec_of(name: str, value: Tensor, roles: Mapping[str, str], encoding: Encoding) -> Codec | None:
@@ -198,6 +256,12 @@ def tensor_bytes(path: Path) -> dict[str, int]:
             name: sum(file.get_tensor(key(name, part)).nbytes for part in entry.parts)
             for name, entry in header.tensors.items()
         }
+
+
+def is_exact(header: Header, plugins: PluginManager) -> bool:
+    """Whether every value that went through an encoding is stored to the last bit."""
+    forms = {plugins.form(entry.encoding) for entry in header.tensors.values() if entry.encoding}
+    return all(form.exact for form in forms if isinstance(form, Codec))
 
 
 def read_artifact(
