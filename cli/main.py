@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "use",
     "evaluate": "use",
     "export": "use",
+    "recode": "tasks",
     "remove": "tasks",
     "gc": "upkeep",
     "verify": "upkeep",
