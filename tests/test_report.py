@@ -189,7 +189,7 @@ def test_the_heat_map_shows_which_gates_are_open_and_their_scores(base: BaseRepo
         for column, cell in zip(columns, (cell for cells in row.stages for cell in cells), strict=True):
             state = states[column.name]
             assert cell.look.startswith(("open", "stored")) == state.open
-            assert cell.text == (("yes" if state.open else "no") if state.score is None else f"{state.score:.2f}")
+            assert cell.text == (("yes" if state.open else "no") if state.score is None else f"{state.score:z.2f}")
             assert cell.title.startswith(f"{column.name}: ")
     assert [column.tasks for column in columns] == [
         sum(layer.open for one in base.tasks for layer in one.task.layers if layer.name == column.name)
@@ -214,6 +214,7 @@ def test_gated_norms_have_a_column_and_other_norms_none(base: BaseReport) -> Non
         (True, 0.31, 0.1, "open3"),
         (False, 0.06, 0.1, "near"),
         (False, -0.3, 0.1, "closed"),
+        (False, -0.0001, 0.1, "closed"),
         (True, 0.2, 0.0, "open1"),
         (False, -0.2, -0.1, "closed"),
     ],
@@ -225,7 +226,9 @@ def test_a_cell_looks_as_far_from_the_threshold_as_its_score_is(
     layer = replace(cars.task.layers[0], open=stored, score=score)
     task = replace(cars.task, layers=(layer, *cars.task.layers[1:]), settings={"threshold": threshold})
     heat = heat_map(replace(base, tasks=(replace(cars, task=task),)))
-    assert heat.rows[0].stages[0][0].look == look
+    cell = heat.rows[0].stages[0][0]
+    assert cell.look == look
+    assert cell.text != "-0.00"
 
 
 def test_the_bars_of_a_task_come_to_what_it_costs(base: BaseReport) -> None:
@@ -322,8 +325,9 @@ def test_one_epoch_is_a_dot(base: BaseReport) -> None:
 @pytest.mark.parametrize(
     "values", [[0.333], [0.0], [-2.0], [0.5, 0.99], [1e-4, 2e-4], [0, 1], [-0.1, 0.3], [3, 1e6], [0.2, 0.2]]
 )
-def test_a_linear_axis_holds_its_values_between_round_ends(values: list[float]) -> None:
-    axis = linear(values, lambda value: f"{value:.6g}")
+@pytest.mark.parametrize("snug", [False, True])
+def test_a_linear_axis_holds_its_values_and_has_round_ticks(values: list[float], snug: bool) -> None:
+    axis = linear(values, lambda value: f"{value:.6g}", snug=snug)
     assert axis.low <= min(values) <= max(values) <= axis.high
     assert axis.low < axis.high
     assert 2 <= len(axis.ticks) <= 8
@@ -491,6 +495,7 @@ def test_a_hundred_tasks_with_a_hundred_and_sixty_layers_stay_a_page(report: Rep
     parsed = Page(text)
     assert sum(str(attributes.get("title", "")).startswith("stage") for attributes in parsed.all("td")) == 16_000
     assert len(text) < 8_000_000
+    assert {link.get("tabindex") for link in parsed.all("a") if str(link["href"]).startswith("#task-")} == {"-1"}
 
 
 # The command

@@ -18,8 +18,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 VIEWS = [(375, "light"), (375, "dark"), (1280, "light"), (1280, "dark")]
 
-# Each visible text with a colour, against what is painted behind it: backgrounds of its ancestors, one over the other.
-FAINT_TEXTS = """
+# Texts with less than 4.5 times the contrast to what is painted behind them, which are the backgrounds of their
+# ancestors, one over the other; and marks and bars with less than 3 times.
+FAINT = """
 () => {
     const parse = text => {
         const parts = text.match(/[\\d.]+/g).map(Number);
@@ -48,6 +49,10 @@ FAINT_TEXTS = """
         const [a, b] = [light(over(ink, paper)), light(paper)].sort((x, y) => y - x);
         seen.push(element.textContent);
         if ((a + 0.05) / (b + 0.05) < 4.5) found.push([element.textContent, (a + 0.05) / (b + 0.05)]);
+    }
+    for (const shape of document.querySelectorAll(".mark, .bars rect:not(.track), .budgets rect:not(.track)")) {
+        const [a, b] = [light(parse(getComputedStyle(shape).fill)), light(behind(shape))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 3) found.push([shape.getAttribute("class"), (a + 0.05) / (b + 0.05)]);
     }
     return {found, seen: seen.length};
 }
@@ -124,19 +129,20 @@ def overflow(page: Page) -> int:
 @pytest.mark.parametrize("page", VIEWS, indirect=True)
 def test_the_page_is_as_wide_as_its_window_and_every_text_can_be_read(page: Page) -> None:
     assert overflow(page) <= 0
-    closed = page.evaluate(FAINT_TEXTS)
+    closed = page.evaluate(FAINT)
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     page.locator("input.numbers").check()
-    opened = page.evaluate(FAINT_TEXTS)
+    opened = page.evaluate(FAINT)
     assert closed["found"] == opened["found"] == []
     assert closed["seen"] > 100
     assert overflow(page) <= 0
 
 
-def test_the_search_for_faint_texts_finds_them(page: Page) -> None:
+def test_the_search_for_what_is_faint_finds_it(page: Page) -> None:
     page.evaluate("document.querySelector('h1').style.color = '#aaaaaa'")
     page.evaluate("document.querySelector('.plot text').style.fill = '#cccccc'")
-    assert len(page.evaluate(FAINT_TEXTS)["found"]) == 2
+    page.evaluate("document.querySelector('.mark').style.fill = '#dddddd'")
+    assert len(page.evaluate(FAINT)["found"]) == 3
 
 
 def test_light_and_dark_differ(browser: Browser, report: Path) -> None:
@@ -166,7 +172,7 @@ def test_the_tab_key_leads_through_the_page_in_order_and_shows_where_it_is(page:
     names = [step["name"] for step in steps]
     assert "Open gates of the tasks on base, by layer" in names
     assert any(name.startswith("cars, taps: ") for name in names)
-    reachable = "a[href], input, summary, [tabindex='0']"
+    reachable = "a[href]:not([tabindex]), input, summary, [tabindex='0']"
     shown = f"[...document.querySelectorAll({reachable!r})].filter(e => e.checkVisibility()).length"
     assert len(steps) == page.evaluate(shown)
 

@@ -107,7 +107,7 @@ def collect(context: Context, base: str | None = None) -> Report:
                 cost=cost,
                 tasks=tuple(
                     TaskReport(
-                        replace(task, layers=tuple(stored[task.name])),
+                        replace(task, layers=tuple(stored.get(task.name, ()))),
                         by_task[task.name],
                         attempts.get(task.run or ""),
                         read_history(context.home.runs / (task.run or "") / HISTORY),

@@ -91,7 +91,9 @@ def _cell(one: TaskReport, layer: LayerInfo, states: Mapping[str, TaskLayer]) ->
         text, word = ("yes", "stored") if stored else ("no", "not stored")
         return Cell("stored" if stored else "not", text, f"{layer.name}: {word}")
     look = _look(stored, state.score, float(one.task.settings.get("threshold", 0.0)))
-    return Cell(look, f"{state.score:.2f}", f"{layer.name}: {'open' if stored else 'closed'}, score {state.score:.3f}")
+    return Cell(
+        look, f"{state.score:z.2f}", f"{layer.name}: {'open' if stored else 'closed'}, score {state.score:z.3f}"
+    )
 
 
 def _look(stored: bool, score: float, threshold: float) -> str:

@@ -72,7 +72,7 @@ def movements(report: BaseReport) -> Movements:
     if not scored:
         return Movements(None, (), without)
     values = [score for one in scored for epoch in one.history.epochs for score in epoch.scores.values()]
-    y = linear([min(values), max(values), *map(_threshold, scored)], lambda score: f"{score:.4g}", most=4)
+    y = linear([min(values), max(values), *map(_threshold, scored)], lambda score: f"{score:z.4g}", most=5, snug=True)
     return Movements(y, tuple(_movement(one, y) for one in scored), without)
 
 
@@ -115,7 +115,7 @@ def _movement(one: TaskReport, y: Axis) -> Movement:
 
 
 def _text(score: float | None) -> str:
-    return "" if score is None else f"{score:.3f}"
+    return "" if score is None else f"{score:z.3f}"
 
 
 def _few(epochs: Sequence[int]) -> Iterable[int]:

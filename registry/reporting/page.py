@@ -17,7 +17,7 @@ from .collecting import BaseReport, Report
 from .heatmap import HeatMap, heat_map
 from .links import TrackedAt, tracked_at
 from .movements import HIGH, WIDE, Movements, movements
-from .scatter import Scatter, accuracy, scatter
+from .scatter import LABELLED, Scatter, accuracy, scatter
 
 GENERATOR = "taps-registry report"  # by which a report knows an earlier one
 OPENING = f'<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="{GENERATOR}">\n'
@@ -30,6 +30,7 @@ class BaseView:
     Attributes:
         scatter: None if no task was measured.
         tracked: where the run of each task can be looked at, by the task's name.
+        many: whether there are so many tasks that nobody wants to press the tab key for each of them.
     """
 
     report: BaseReport
@@ -39,6 +40,7 @@ class BaseView:
     scatter: Scatter | None
     movements: Movements
     tracked: Mapping[str, TrackedAt]
+    many: bool
 
 
 def render(report: Report) -> str:
@@ -80,4 +82,5 @@ def _view(report: BaseReport) -> BaseView:
         scatter=scatter(report),
         movements=movements(report),
         tracked={one.task.name: tracked_at(one.run) for one in report.tasks},
+        many=len(report.tasks) > LABELLED,
     )
