@@ -296,6 +296,19 @@ def test_accuracy_on_validation_images_is_told_apart_and_no_accuracy_is_said(bas
     assert scatter(replace(base, tasks=(changed[1],))) is None
 
 
+def test_names_that_would_cover_each_other_wait_for_the_mouse(base: BaseReport) -> None:
+    cars = base.tasks[1]
+    twins = [replace(cars, task=replace(cars.task, name=name)) for name in ("one", "two", "three", "four", "five")]
+    plot = scatter(replace(base, tasks=tuple(twins)))
+    assert plot is not None
+    assert [point.named for point in plot.points] == [True, True, True, True, False]
+    assert [point.anchor for point in plot.points] == ["start", "end", "middle", "middle", "start"]
+    long = replace(cars, task=replace(cars.task, name="n" * 120))
+    plot = scatter(replace(base, tasks=(long,)))
+    assert plot is not None
+    assert not plot.points[0].named
+
+
 def test_many_methods_have_different_marks(base: BaseReport) -> None:
     tasks = [replace(base.tasks[0], task=replace(base.tasks[0].task, method=f"m{index:02}")) for index in range(20)]
     plot = scatter(replace(base, tasks=tuple(tasks)))

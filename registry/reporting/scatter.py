@@ -13,7 +13,10 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "wedge", "bar")
 COLOURS = 7  # classes m0 to m6 of the style sheet
 LABELLED = 14  # more names than this would cover each other
 PLOT = (680.0, 340.0)  # a usual size of the plot in pixels, by which names are kept apart
+SIDES = (("start", (9.0, 4.0)), ("end", (-9.0, 4.0)), ("middle", (0.0, -12.0)), ("middle", (0.0, 20.0)))
 LETTER, LINE = 6.6, 15.0  # a letter's width and a line's height in pixels
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Point:
     accuracy: str
     bytes: str
     measured: str
-    anchor: str = "start"
-    shift: tuple[float, float] = (9.0, 4.0)
+    anchor: str = ""
+    shift: tuple[float, float] = (0.0, 0.0)
     named: bool = False
 
 
@@ -95,28 +98,20 @@ def _round_size(count: float) -> str:
     return size(count).replace(".0 ", " ")
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-
-
 def _named(points: list[Point]) -> list[Point]:
-    """Give names a place beside their marks where they cover neither a mark nor another name."""
-    if len(points) > LABELLED:
-        return points
+    """Give names a place beside their marks where they cover neither a mark nor another name.
+
+    A name without such a place only shows while its mark has the focus or the mouse: towards the middle.
+    """
     taken = [_around(point) for point in points]
     placed = []
     for point in points:
-        for anchor, shift in (
-            ("start", (9.0, 4.0)),
-            ("end", (-9.0, 4.0)),
-            ("middle", (0.0, -10.0)),
-            ("middle", (0.0, 19.0)),
-        ):
-            box = _text_box(point, anchor, shift)
-            if box[0] >= 0 and box[2] <= PLOT[0] and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                point = replace(point, anchor=anchor, shift=shift, named=True)
-                break
-        placed.append(point)
+        boxes = {side: _text_box(point, *side) for side in SIDES} if len(points) <= LABELLED else {}
+        free = next((side for side, box in boxes.items() if _is_free(box, taken)), None)
+        if free:
+            taken.append(boxes[free])
+        anchor, shift = free or SIDES[point.x > 50]
+        placed.append(replace(point, anchor=anchor, shift=shift, named=free is not None))
     return placed
 
 
@@ -132,5 +127,10 @@ def _text_box(point: Point, anchor: str, shift: tuple[float, float]) -> Box:
     return left, base - LINE + 4, left + width, base + 4
 
 
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _is_free(box: Box, taken: list[Box]) -> bool:
+    """Whether the box is in the plot from left to right, and covers no other."""
+    left, top, right, bottom = box
+    inside = left >= 0 and right <= PLOT[0]
+    return inside and all(
+        left >= other[2] or other[0] >= right or top >= other[3] or other[1] >= bottom for other in taken
+    )
