@@ -78,9 +78,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         made.add_base("bare", "test_resnet", random_init=True, input_size=32, seed=1)
         made.add_task("cars", "base", images, **GATED)
         made.add_task("birds", "base", images, **{**QUICK, "method": "head-only", "tracker": "csv"})
-        made.add_task("ships", "base", images, **{**QUICK, "method": "bitfit", "encoding": "bf16"})
-        made.set_budget(base="base", max_bytes=10**6)
-        made.set_budget(max_params=10**5)
+        made.add_task("ships", "base", images, **{**QUICK, "method": "hard-sharing", "encoding": "bf16"})
+        made.set_budget(base="base", max_bytes=10**7)
+        made.set_budget(max_params=10**6)
     return folder
 
 
@@ -248,9 +248,14 @@ def test_budgets_show_what_is_used_and_when_it_is_too_much(base: BaseReport) -> 
     used = sum(one.task.bytes for one in base.tasks)
     registry, own = budget_rows(base)
     assert (own.scope, own.what, own.over) == ("the base base", "bytes", False)
-    assert sum(segment.width for segment in own.bar.segments) == pytest.approx(100 * used / 10**6)
+    assert sum(segment.width for segment in own.bar.segments) == pytest.approx(100 * used / 10**7)
     assert own.limit_at == 100
-    assert [segment.part for segment in registry.bar.segments] == ["here", "elsewhere"]
+    assert [segment.part for segment in registry.bar.segments] == ["weights", "norms", "head", "elsewhere"]
+    params = sum(one.task.params.total for one in base.tasks)
+    assert sum(segment.width for segment in registry.bar.segments) == pytest.approx(100 * params / 10**6)
+    assert registry.bar.segments[-1].width == 0
+    (shared,) = budget_rows(replace(base, budgets=(BudgetUse(None, None, 10**6, 0, params + 500),)))
+    assert shared.bar.segments[-1].amount == "500"
     low = replace(base, budgets=(BudgetUse("base", used // 2, None, used, 0),))
     (over,) = budget_rows(low)
     assert over.over

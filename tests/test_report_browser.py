@@ -98,7 +98,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         for twin in "ab":  # long names, as far to the right as can be, at one place
             made.add_task("open-" + "gates-" * 15 + twin, "base", images, epochs=1, **quick)
         made.add_task("head", "base", images, epochs=1, method="head-only", **quick)
-        made.add_task("biases", "base", images, epochs=1, method="bitfit", **quick)
+        made.add_task("sharing", "base", images, epochs=1, method="hard-sharing", **quick)
         made.set_budget(base="base", max_bytes=10**5)
         (folder / "report.html").write_text(made.report(), "utf-8")
     return folder / "report.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..records import BudgetUse, CommonCost, TaskCost
+from ..records import CommonCost, TaskCost
 from ..units import number, percent, size
 from .collecting import BaseReport, TaskReport
 
@@ -15,7 +15,6 @@ LABELS = {
     "norms": "norms",
     "head": "head",
     "common": "in common with other tasks",
-    "here": "tasks on this base",
     "elsewhere": "tasks on other bases",
 }
 
@@ -85,7 +84,9 @@ def budget_rows(report: BaseReport) -> tuple[BudgetRow, ...]:
                 continue
             shown = size if what == "bytes" else number
             whole = max(used, limit) or 1
-            parts = _of_all(report, what) if use.base else _here_and_elsewhere(report, use, what)
+            parts = _of_all(report, what)
+            if use.base is None:
+                parts["elsewhere"] = max(0, used - sum(parts.values()))
             rows.append(
                 BudgetRow(
                     scope=f"the base {use.base}" if use.base else "the whole registry",
@@ -117,12 +118,6 @@ def _of_all(report: BaseReport, what: str) -> dict[str, int]:
     summed = {part: sum(parts[part] for parts in each) for part in PARTS}
     shared = sum(_taken(one, what) for one in report.cost.common)
     return {**summed, "common": shared} if shared else summed
-
-
-def _here_and_elsewhere(report: BaseReport, use: BudgetUse, what: str) -> dict[str, int]:
-    here = sum(_of_all(report, what).values())
-    used = use.used_bytes if what == "bytes" else use.used_params
-    return {"here": here, "elsewhere": max(0, used - here)}
 
 
 def _taken(shared: CommonCost, what: str) -> int:
