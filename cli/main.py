@@ -27,6 +27,7 @@ COMMANDS = {
     "show": "tasks",
     "cost": "costs",
     "budget": "costs",
+    "report": "report",
     "predict": "use",
     "evaluate": "use",
     "export": "use",

@@ -340,6 +340,17 @@ class Registry:
         with self._context.catalog.write() as session:
             return budgets.clear(session, base)
 
+    def report(self, *, base: str | None = None) -> str:
+        """The registry, or one base of it, as a page of HTML: open gates, costs, accuracy, scores over the epochs.
+
+        Raises:
+            NotFoundError: for an unknown base.
+        """
+        from .reporting.collecting import collect
+        from .reporting.page import render
+
+        return render(collect(self._context, base))
+
     # Using tasks
 
     def load(self, task: str, *, device: str = "auto") -> TaskModel:

@@ -22,7 +22,7 @@ from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
 from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsError
-from ..folders import drop, drop_weights, held
+from ..folders import HISTORY, drop, drop_weights, held
 from ..home import check_name
 from ..records import Task
 from .budget import require_fit, require_kept
@@ -34,8 +34,6 @@ from .progress import EpochResult, Progress
 from .result import describe, measure_file, smallest, write
 from .settings import AUTO, TaskSettings
 from .tracking import Following
-
-HISTORY = "history.json"
 
 
 def add_task(context: Context, name: str, base: str, settings: TaskSettings, progress: Progress) -> Task:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
-from ..amounts import amount, share
+from ..units import amount, share
 from ..catalog import bases, budgets
 from ..errors import BudgetError, SettingsError
 
