@@ -124,6 +124,27 @@ def test_factors_of_a_method_stay_as_they_are(registry: Registry) -> None:
         assert after[name] == {**entry, "encoding": wanted}, name
 
 
+@pytest.mark.parametrize("settings", [{"method": "taps", "norms": "frozen"}, {"method": "vmt-adapter", "rank": 4}])
+def test_rows_of_tensors_and_added_modules_are_written_anew_too(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with registry_with_base(tmp_path, "test_vit", 32, {"img_size": 32, "patch_size": 8}) as registry:
+        before = add(registry, tmp_path, "task", **settings)
+        entries = header_of(registry, before)["tensors"]
+        values = state(registry, "task")
+        after = registry.recode("task", "fp16")
+        assert (after.params, after.common) == (before.params, before.common)
+        assert registry.verify(deep=True) == ()
+        added = {name for name in entries if entries[name]["encoding"] == "" and entries[name]["part"] == "weights"}
+        matrices = {name for name in entries if len(entries[name]["shape"]) > 1} - added
+        assert any("[" in name for name in matrices) == (settings["method"] == "taps")
+        found = header_of(registry, after)["tensors"]
+        assert all(found[name] == entries[name] for name in entries if entries[name]["part"] == "head")
+        assert all(found[name]["encoding"] == "fp16" for name in matrices if entries[name]["part"] == "weights")
+        rounded = state(registry, "task")
+        assert rounded.keys() == values.keys()
+        for name in values:
+            torch.testing.assert_close(rounded[name], values[name], rtol=2**-8, atol=1e-4)
+
+
 def test_what_was_rounded_stays_rounded_and_that_is_said(registry: Registry) -> None:
     values, before, listener = state(registry, "rounded"), registry.task("rounded"), Listener()
     after = registry.recode("rounded", "fp32", progress=listener)
