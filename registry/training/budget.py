@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
-from ..units import amount, share
 from ..catalog import bases, budgets
 from ..errors import BudgetError, SettingsError
+from ..units import amount, share
 
 if TYPE_CHECKING:
     from ...plugins.encodings import Codec
