@@ -1,8 +1,8 @@
 # Two commands are all: `make demo` and `make test`. Both set up .venv first if they must.
 PYTHON ?= python3
 BIN := .venv/bin
-# A new module is not in an editable install yet: the name of the stamp follows the list of modules.
-MODULES := $(shell find __init__.py cli migrations plugins registry -name '*.py' | sort | cksum | cut -d' ' -f1)
+# A new module or template is not in an editable install yet: the name of the stamp follows the list of them.
+MODULES := $(shell find __init__.py cli migrations plugins registry -name '*.py' -o -path '*/templates/*' | sort | cksum | cut -d' ' -f1)
 INSTALLED := .venv/.installed-$(MODULES)
 DEVELOPED := .venv/.developed-$(MODULES)
 

@@ -1,4 +1,4 @@
-"""Printing: tables for people, JSON for programs, numbers short enough to read."""
+"""Printing: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 
 import click
 
-from ..registry.amounts import amount, share
+from ..registry.units import amount, share
+from ..registry.units import number as number
+from ..registry.units import percent as percent
+from ..registry.units import size as size
 from .session import plain
 
 WIDE = 100_000  # columns there are in a file or a pipe: names must not be cut there, and short tables stay short
@@ -50,32 +53,9 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def size(count: float) -> str:
-    """Bytes in decimal units: 1.2 MB."""
-    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
-
-
-def number(count: float) -> str:
-    """Parameters: 11.2 M."""
-    return _scaled(count, 1000, ("", "k", "M", "G"))
-
-
-def percent(share: float) -> str:
-    """A share of 1 as per cent."""
-    return f"{100 * share:.1f} %"
-
-
 def time(moment: datetime | None) -> str:
     """In the user's own zone, to the minute."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
-
-
-def _scaled(count: float, step: int, units: Sequence[str]) -> str:
-    for unit in units[:-1]:
-        if abs(count) < step:
-            return f"{count:.0f} {unit}".rstrip() if unit == units[0] else f"{count:.1f} {unit}"
-        count /= step
-    return f"{count:.1f} {units[-1]}"
 
 
 class Amount(click.ParamType[int]):

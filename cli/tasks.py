@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from ..registry.records import Base, Estimate, Task
 
 
+ENCODINGS = (
+    "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, lowrank or a plugin's, each also with +zstd; auto for the "
+    "smallest that is right as often"
+)
+
+
 def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Callable[[Any], Any]:
     """An option for a field of ``TaskSettings``. Its value is None unless it is given, so that resuming can tell."""
     default = getattr(TaskSettings, name)
@@ -51,7 +57,8 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @setting("own", str, "hard-sharing: what is the task's own, in stages (2) or parameters (10%).", "AMOUNT")
 @setting("common", str, "vmt-adapter: the set of tasks to have projections in common with.", "NAME")
 @click.option("--method-arg", "method_args", multiple=True, metavar="K=V", help="Of a plugin's method; repeatable.")
-@setting("encoding", str, "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, or a plugin's.", "NAME")
+@setting("encoding", str, f"{ENCODINGS}.", "NAME")
+@setting("encoding_tolerance", float, "Points of validation accuracy that --encoding auto may lose.", "POINTS")
 @setting("augment", click.Choice(list(AUGMENTATIONS)), "Random crops; 'standard' adds flips and colours.")
 @setting("input_size", click.IntRange(min=1), "Height and width of images. Default: the base's.", "PX")
 @setting("seed", int, "Of splits, head, order and augmentation.", "N")
@@ -157,6 +164,8 @@ def _same_base(is_on: str, named: str | None) -> None:
 
 
 def _accuracy(metrics: Any) -> str:
+    if not metrics:
+        return "how often it is right is not known"
     if "test/accuracy" in metrics:
         return f"{percent(metrics['test/accuracy'])} of the test images right"
     return f"{percent(metrics['val/accuracy'])} of the validation images right (there were no test images)"
@@ -287,6 +296,39 @@ def _print_layers(record: Any) -> None:
             for layer in record.layers
         ),
     )
+    return None
+
+
+@click.command(cls=Verb)
+@click.argument("task")
+@click.option("--encoding", required=True, metavar="NAME", help=f"{ENCODINGS}.")
+@setting("encoding_tolerance", float, "Points of validation accuracy that --encoding auto may lose.", "POINTS")
+@setting("device", str, "Where accuracy is measured: auto, cpu, cuda, cuda:1, mps.", "NAME")
+@format_option
+@click.pass_obj
+def recode(session: Session, /, task: str, encoding: str, form: str, **options: Any) -> None:
+    """Store a task in another encoding, as a new version. Nothing is trained; `gc` frees the earlier version.
+
+    \b
+    Examples:
+      taps-registry recode cars --encoding int4+zstd
+      taps-registry recode cars --encoding auto --encoding-tolerance 0.5
+    """
+    from .progress import make_progress
+
+    given = {option: value for option, value in options.items() if value is not None}
+    with session.open() as registry:
+        progress = make_progress()
+        try:
+            before = registry.task(task)
+            after = registry.recode(task, encoding, progress=progress, **given)
+        finally:
+            progress.close()
+    if form == "json":
+        return print_json(after)
+    if after.version != before.version:
+        say(f"Stored {task} in {after.encoding}, version {after.version}: {_accuracy(after.metrics)}.")
+        say(f"It takes {size(after.bytes)} instead of {size(before.bytes)}. Next: taps-registry gc")
     return None
 
 

@@ -35,7 +35,8 @@ and these lines of your ``pyproject.toml`` ::
                             around the optimiser's step. ``FixedSet`` names tensors, ``Reparametrised``
                             computes weights from factors, ``Method.extend`` adds modules
 ``register_encodings``      ``Encoding``: how one changed layer becomes tensors of the artifact;
-                            ``Form``: how the factors of one method become a weight again
+                            ``Codec``: how norms and vectors do beside it; ``Form``: how the factors of one
+                            method become a weight again
 ``register_trackers``       ``Tracker``: where parameters, metrics and pictures of a run go
 ==========================  ============================================================================
 
@@ -55,6 +56,7 @@ from .spec import Registrar, hookimpl
 
 if TYPE_CHECKING:
     from .architectures.generic import Generic as Generic
+    from .encodings import Codec as Codec
     from .encodings import Encoding as Encoding
     from .encodings import Form as Form
     from .methods import Adaptation as Adaptation
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adaptation",
     "Architecture",
+    "Codec",
     "Delta",
     "Encoding",
     "Factors",
@@ -103,6 +106,7 @@ __all__ = [
 
 _ROOMS = {
     "Adaptation": "methods",
+    "Codec": "encodings",
     "Delta": "methods",
     "Encoding": "encodings",
     "Factors": "methods",

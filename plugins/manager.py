@@ -12,7 +12,7 @@ import pluggy
 
 from . import spec
 from .architectures import Architecture, Partition
-from .encodings import Encoding, Form
+from .encodings import COMPRESSED, Codec, Encoding, Form
 from .errors import PluginError
 from .trackers import Tracker
 
@@ -122,15 +122,41 @@ class PluginManager:
         return tuple(sorted(self._found.methods.items))
 
     def encoding(self, name: str) -> Encoding:
-        """The encoding of this name. Raises PluginError if there is none, or a method keeps this form to itself."""
-        form = self._found.encodings.items.get(name)
+        """The encoding of this name, which may end with ``+zstd``.
+
+        Raises:
+            PluginError: if there is none, or it is a form that is no encoding to choose.
+        """
+        inner, compressed = _taken_apart(name)
+        form = self._found.encodings.items.get(inner)
         if not isinstance(form, Encoding):
             raise self._found.encodings.missing(name, Encoding)
-        return form
+        if not compressed:
+            return form
+        from .encodings.zstd import CompressedEncoding
+
+        return CompressedEncoding(form)
+
+    def encodings(self) -> tuple[str, ...]:
+        """Names of all encodings, without those that end with ``+zstd``."""
+        items = self._found.encodings.items
+        return tuple(sorted(name for name, form in items.items() if isinstance(form, Encoding)))
 
     def form(self, name: str) -> Form:
-        """What decodes tensors stored in this form. Raises PluginError if there is none."""
-        return self._found.encodings.get(name)
+        """What decodes tensors stored in this form, which may end with ``+zstd``.
+
+        Raises:
+            PluginError: if there is none.
+        """
+        inner, compressed = _taken_apart(name)
+        form = self._found.encodings.get(inner)
+        if not compressed:
+            return form
+        if not isinstance(form, Codec):
+            raise self._found.encodings.missing(name, Codec)
+        from .encodings.zstd import Compressed
+
+        return Compressed(form)
 
     def tracker(self, name: str) -> Tracker:
         """The tracker of this name. Raises PluginError if there is none."""
@@ -236,6 +262,11 @@ class _BoundRegistrar:
 def _kind(shelf: Shelf[Any], item: object) -> str:
     """What a contribution is to a user: a form that a method keeps to itself is no encoding to choose."""
     return "form" if isinstance(item, Form) and not isinstance(item, Encoding) else shelf.kind
+
+
+def _taken_apart(name: str) -> tuple[str, bool]:
+    """The name of an encoding without its ``+zstd``, and whether it had one."""
+    return name.removesuffix(COMPRESSED), name.endswith(COMPRESSED)
 
 
 def _entry_points(disabled: frozenset[str]) -> list[EntryPoint]:

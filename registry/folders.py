@@ -14,6 +14,7 @@ from .errors import BusyError
 from .home import Home
 
 LOCK = "lock"
+HISTORY = "history.json"  # what each epoch of a finished run came to
 
 
 @contextmanager

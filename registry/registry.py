@@ -251,6 +251,40 @@ class Registry:
         with self._context.catalog.read() as session:
             return tasks.get(session, name)
 
+    def recode(
+        self,
+        task: str,
+        encoding: str,
+        *,
+        encoding_tolerance: float = 0.2,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> Task:
+        """Store a task in another encoding, as a new version of it. Nothing is trained.
+
+        Its accuracy is measured anew if the images that it was trained with are still where they were, else the new
+        version has no metrics. ``gc`` frees the bytes of the earlier version.
+
+        Args:
+            task: name of it.
+            encoding: name of an encoding, or ``auto``.
+            encoding_tolerance: points of validation accuracy that ``auto`` may lose.
+            device: that accuracy is measured on.
+            progress: who is told; nobody by default.
+
+        Raises:
+            SettingsError, NotFoundError, PluginError: before anything is read.
+            DataError: if ``auto`` cannot measure, since the images are gone or others.
+            BudgetError: if it takes more bytes than the budgets leave.
+            IntegrityError: if its bytes or the base's are missing or damaged.
+            BusyError: if another process made it another task in the meantime.
+        """
+        from .training.progress import Progress as Quiet
+        from .training.recoding import recode
+
+        changes = {"encoding": encoding, "encoding_tolerance": encoding_tolerance, "device": device}
+        return recode(self._context, task, changes, progress or Quiet())
+
     def remove(self, name: str) -> None:
         """Forget a task; ``gc`` frees its bytes.
 
@@ -305,6 +339,17 @@ class Registry:
         """Remove a budget; False if there was none. Raises NotFoundError for an unknown base."""
         with self._context.catalog.write() as session:
             return budgets.clear(session, base)
+
+    def report(self, *, base: str | None = None) -> str:
+        """The registry, or one base of it, as a page of HTML: open gates, costs, accuracy, scores over the epochs.
+
+        Raises:
+            NotFoundError: for an unknown base.
+        """
+        from .reporting.collecting import collect
+        from .reporting.page import render
+
+        return render(collect(self._context, base))
 
     # Using tasks
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sqlalchemy import Row, select
+from sqlalchemy.orm import Session
 
 from .catalog import bases, tasks
 from .catalog.tables import ArtifactRow, BaseRow, CommonRow, CommonTaskRow, ObjectRow, RunRow, TaskRow
@@ -17,7 +18,10 @@ from .records import Collected, Problem
 
 
 def collect(context: Context, *, dry_run: bool) -> Collected:
-    """Remove what nothing refers to: objects, drafts that a crash left, folders of runs that no task waits for.
+    """Remove what nobody needs: objects, drafts that a crash left, folders of runs that no task waits for.
+
+    Of a task's versions only the current one is needed: the files of earlier ones go, what the catalog says of them
+    stays.
 
     Args:
         context: of the registry.
@@ -26,8 +30,9 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
     removed: list[str] = []
     size = 0
     with context.home.lock(), context.catalog.write() as session:
-        used = set(session.scalars(select(ArtifactRow.digest)))
+        used = tasks.current_digests(session)
         used.update(session.scalars(select(BaseRow.object_digest)), session.scalars(select(CommonRow.object_digest)))
+        named = used.union(session.scalars(select(ArtifactRow.digest)))
         waiting = set(session.scalars(select(RunRow.id).join(TaskRow).where(TaskRow.state == "training")))
         kept = set(session.scalars(select(RunRow.id).where(RunRow.task_id.is_not(None))))
         for stored in context.store:
@@ -37,7 +42,7 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
                 if not dry_run:
                     context.store.path(stored.digest).unlink()
         for row in session.scalars(select(ObjectRow)):
-            if row.digest not in used and not dry_run:
+            if row.digest not in named and not dry_run:
                 session.delete(row)
         leftovers = [*context.store.leftovers(), *_leftover_runs(context, waiting, kept)]
         for path in leftovers:
@@ -76,7 +81,7 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         What is wrong; empty if all is well.
     """
     with context.catalog.read() as session:
-        objects = session.execute(select(ObjectRow.digest, ObjectRow.size)).all()
+        objects = _kept(context, session)
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
         query = select(TaskRow.name, CommonRow.object_digest).join_from(TaskRow, CommonTaskRow).join(CommonRow)
@@ -98,6 +103,13 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
     if deep:
         problems.extend(_deep(context, set(broken)))
     return tuple(problems)
+
+
+def _kept(context: Context, session: Session) -> list[Row[str, int]]:
+    """Digests and sizes of the objects that are to be there; those of earlier versions may be gone."""
+    rows = session.execute(select(ObjectRow.digest, ObjectRow.size)).all()
+    earlier = set(session.scalars(select(ArtifactRow.digest))) - tasks.current_digests(session)
+    return [row for row in rows if row.digest not in earlier or context.store.path(row.digest).exists()]
 
 
 def _broken(context: Context, objects: Sequence[Row[str, int]]) -> Iterator[tuple[str, str]]:

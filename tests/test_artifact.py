@@ -25,7 +25,15 @@ from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Delta, LayerState
 from taps_registry.registry.errors import IntegrityError, PluginError, StorageError, TapsError
-from taps_registry.registry.store.artifact import KEY, Header, payload, read_artifact, read_header, write_artifact
+from taps_registry.registry.store.artifact import (
+    KEY,
+    Header,
+    payload,
+    read_artifact,
+    read_header,
+    tensor_bytes,
+    write_artifact,
+)
 from taps_registry.registry.store.objects import ObjectStore
 from taps_registry.registry.store.tensors import digest
 
@@ -41,6 +49,7 @@ ROLES = {
 }
 INPUT = {"size": [3, 8, 8], "mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0}
 PLUGINS = PluginManager()
+VECTORS = ("conv.bias", "bn.weight", "bn.running_mean")  # that encodings have a form of their own for
 
 
 def base_tensors() -> dict[str, Tensor]:
@@ -117,20 +126,56 @@ def test_bf16_reads_back_as_the_base_plus_the_rounded_delta(tmp_path: Path) -> N
     _, tensors = read(tmp_path / "a")
     base, task = base_tensors(), task_tensors()
     wanted = {
-        name: base[name] + (value - base[name]).bfloat16().float() if ROLES[name] == "weights" else value
-        for name, value in task.items()
+        **task,
+        "conv.weight": base["conv.weight"] + (task["conv.weight"] - base["conv.weight"]).bfloat16().float(),
+        **{name: task[name].bfloat16().float() for name in VECTORS},
     }
     assert digest(tensors) == digest(wanted)
     assert digest(wanted) != digest(task)
 
 
-def test_bf16_rounds_weights_only_and_halves_their_bytes(tmp_path: Path) -> None:
+def test_bf16_halves_the_bytes_of_weights_and_norms_and_keeps_the_head(tmp_path: Path) -> None:
     write(tmp_path / "full")
     write(tmp_path / "half", "bf16")
     with safe_open(tmp_path / "full", "pt") as full, safe_open(tmp_path / "half", "pt") as half:
-        for name, role in ROLES.items():
+        for name in ROLES:
             ratio = full.get_tensor(name).nbytes / half.get_tensor(name).nbytes
-            assert ratio == (2 if role == "weights" else 1), name
+            assert ratio == (2 if name in ("conv.weight", *VECTORS) else 1), name
+        assert tensor_bytes(tmp_path / "half") == {name: half.get_tensor(name).nbytes for name in ROLES}
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "int8", "int4", "int3", "1bit", "int4+zstd"])
+def test_a_variance_stays_what_it_is_nearly_and_above_zero(tmp_path: Path, name: str) -> None:
+    """As a value: a delta of 1e-6 beside a base of 1000 would be lost, or come out below zero."""
+    variances = torch.tensor([1e-6, 1000.0, 0.5, 3e38])
+    base = {"bn.running_var": torch.tensor([1000.0, 1e-6, 1000.0, 1.0])}
+    write_artifact(
+        tmp_path / "a",
+        Delta({"bn.running_var": variances}, ()),
+        base,
+        {"bn.running_var": "norms"},
+        PLUGINS.encoding(name),
+        base=digest(base),
+        method="taps",
+        classes=("a", "b"),
+        input=INPUT,
+    )
+    found = read_artifact(tmp_path / "a", base, digest(base), PLUGINS)[1]["bn.running_var"]
+    assert found.min() > 0
+    torch.testing.assert_close(found, variances, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "int3", "1bit"])
+def test_vectors_and_norms_of_earlier_artifacts_are_read(tmp_path: Path, form: str) -> None:
+    """They stored vectors exactly under the encoding's name, and norms as they are."""
+    write(tmp_path / "a")
+    change(tmp_path / "a", entry("conv.bias", encoding=form))
+    assert digest(read(tmp_path / "a")[1]) == digest(task_tensors())
+    change(tmp_path / "a", tensor("conv.bias", torch.ones(5)))
+    with pytest.raises(
+        IntegrityError, match=r"conv.bias of an artifact does not decode: expected torch.float32 \(4,\)"
+    ):
+        read(tmp_path / "a")
 
 
 def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> None:
@@ -222,8 +267,8 @@ def without(*names: str, where: str) -> Callable[[dict[str, Any], dict[str, Tens
 
 def stranger(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """A changed layer that the base does not have."""
-    header["tensors"]["stranger"] = header["tensors"]["conv.bias"]
-    tensors["stranger"] = tensors["conv.bias"].clone()
+    header["tensors"]["stranger"] = header["tensors"]["conv.weight"]
+    tensors["stranger"] = tensors["conv.weight"].clone()
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]] = {
@@ -275,7 +320,9 @@ def test_an_artifact_is_refused_that_has(tmp_path: Path, encoding: str, what: st
 def test_an_encoding_that_is_not_installed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     change(tmp_path / "a", entry("conv.bias", encoding="int5"))
-    with pytest.raises(PluginError, match=r"no encoding 'int5'. There are: 1bit, bf16, centre, fp16, fp32"):
+    with pytest.raises(
+        PluginError, match=r"no encoding 'int5'. There are: 1bit, bf16, bf16-values, centre, fp16, fp32"
+    ):
         read(tmp_path / "a")
 
 

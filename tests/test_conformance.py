@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -39,11 +39,15 @@ from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.resnet import ResNet
 from taps_registry.plugins.architectures.resnetv2 import ResNetV2
 from taps_registry.plugins.architectures.vit import VisionTransformer
+from taps_registry.plugins.encodings import COMPRESSED, Codec
 from taps_registry.plugins.encodings.bf16 import BFloat16
 from taps_registry.plugins.encodings.fp16 import Float16
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
+from taps_registry.plugins.encodings.lowrank import ERROR, LowRank
 from taps_registry.plugins.encodings.onebit import OneBit
+from taps_registry.plugins.encodings.vectors import BFloat16Values
+from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods.bitfit import BitFit
 from taps_registry.plugins.methods.diff_pruning import DiffPruning
@@ -59,7 +63,14 @@ from taps_registry.plugins.methods.reparametrised import units_of, with_head_and
 from taps_registry.plugins.methods.taps import Taps
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.vmt_adapter import VmtAdapter, VmtAdapterLite
-from taps_registry.plugins.testing import ArchitectureTests, EncodingTests, MethodTests, Recorded, TrackerTests
+from taps_registry.plugins.testing import (
+    ArchitectureTests,
+    CodecTests,
+    EncodingTests,
+    MethodTests,
+    Recorded,
+    TrackerTests,
+)
 from taps_registry.plugins.trackers import RunInfo, TrackedRun
 from taps_registry.plugins.trackers.csv import CsvRun, CsvTracker
 from taps_registry.plugins.trackers.mlflow import MlflowRun, MlflowTracker
@@ -211,20 +222,26 @@ class TestVmtAdapterLite(OnTransformer, MethodTests):
 
 class TestFloat32(EncodingTests):
     encoding = Float32()
-    exact = True
+
+
+class TestBFloat16Values(CodecTests):
+    encoding: ClassVar[Codec] = BFloat16Values()
+
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
+        return 2.0**-8 * value.abs()  # 8 significant bits, rounded to the nearest
 
 
 class TestBFloat16(EncodingTests):
     encoding = BFloat16()
 
-    def tolerance(self, delta: Tensor) -> Tensor:
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         return 2.0**-8 * delta.abs()  # 8 significant bits, rounded to the nearest
 
 
 class TestFloat16(EncodingTests):
     encoding = Float16()
 
-    def tolerance(self, delta: Tensor) -> Tensor:
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         """11 significant bits, rounded to the nearest; the smallest step is 2^-24; cut off at the largest number."""
         return 2.0**-11 * delta.abs() + 2.0**-25 + (delta.abs() - 65504).clamp(min=0)
 
@@ -234,9 +251,7 @@ class Quantised(EncodingTests):
 
     steps: int
 
-    def tolerance(self, delta: Tensor) -> Tensor:
-        if delta.ndim < 2:
-            return torch.zeros_like(delta)
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         rows = delta.reshape(len(delta), -1)
         widest = rows.abs().amax(dim=1, keepdim=True) * rows.shape[1] ** 0.5 / (2 * self.steps)
         return widest.expand_as(rows).reshape(delta.shape)
@@ -248,8 +263,29 @@ class TestInt8(Quantised):
 
 
 class TestInt4(Quantised):
-    encoding = Int4()
+    encoding: ClassVar[Encoding] = Int4()
     steps = 7
+
+
+class TestLowRank(EncodingTests):
+    """No value is further off than all of them together: by what is cut off, and by 8 bits of both factors."""
+
+    encoding = LowRank()
+
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
+        return torch.full_like(delta, 1.1 * ERROR * float(delta.double().norm()))
+
+
+class TestCompressedFloat32(EncodingTests):
+    encoding = CompressedEncoding(Float32())
+
+
+class TestCompressedInt4(TestInt4):
+    encoding = CompressedEncoding(Int4())
+
+
+class TestCompressedBFloat16Values(TestBFloat16Values):
+    encoding = Compressed(BFloat16Values())
 
 
 class TestInt3(Quantised):
@@ -260,10 +296,8 @@ class TestInt3(Quantised):
 class TestOneBit(EncodingTests):
     encoding = OneBit()
 
-    def tolerance(self, delta: Tensor) -> Tensor:
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         """A value is off by its distance from the mean size of its row."""
-        if delta.ndim < 2:
-            return torch.zeros_like(delta)
         rows = delta.reshape(len(delta), -1).abs()
         return (rows - rows.mean(dim=1, keepdim=True)).abs().reshape(delta.shape)
 
@@ -333,19 +367,21 @@ def suites(contract: type) -> list[Any]:
 @pytest.mark.parametrize("contract", SUITES, ids=SUITES.values())
 def test_no_built_in_plugin_is_left_out(contract: type) -> None:
     kind = SUITES[contract]
-    tested = {getattr(suite, kind).name for suite in suites(contract)}
+    tested = {getattr(suite, kind).name.removesuffix(COMPRESSED) for suite in suites(contract)}
     brought = [what.partition(":")[0].split() for info in ours() for what in info.provides]
     there = {name for brought_kind, name in brought if brought_kind == kind}
     assert tested == there
 
 
-def test_every_form_is_decoded_by_the_suite_of_its_method() -> None:
+def test_every_form_is_decoded_by_a_suite() -> None:
+    """By that of the method that it belongs to, or by its own."""
     decoded = {
         factors.form
         for suite in suites(MethodTests)
         for factors in suite.rehearsal(epochs=1).adaptation.factors().values()
     }
-    assert decoded == forms()
+    assert decoded | {BFloat16Values.name} == forms()
+    assert BFloat16Values.name in {suite.encoding.name for suite in suites(CodecTests)}
 
 
 def ours() -> list[Any]:
@@ -353,7 +389,7 @@ def ours() -> list[Any]:
 
 
 def forms() -> set[str]:
-    """Names of forms that methods keep to themselves: no --encoding."""
+    """Names of forms that are no --encoding."""
     brought = [what.partition(":")[0].split() for info in ours() for what in info.provides]
     return {name for kind, name in brought if kind == "form"}
 
@@ -756,7 +792,7 @@ def test_an_encoding_that_promises_too_much_fails(exact: bool) -> None:
         encoding = BFloat16()
 
     suite = TooExact()
-    suite.exact = exact  # type: ignore[misc]
+    suite.encoding.exact = exact
     match = "not exact to the last bit" if exact else r"further off than tolerance\(\) says"
     fails(suite, "test_every_value_comes_back_as_near_as_promised", match)
 

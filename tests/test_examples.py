@@ -232,7 +232,7 @@ class TestLastStage(MethodTests):
 class TestInt16(EncodingTests):
     encoding = int16.Int16()
 
-    def tolerance(self, delta: Tensor) -> Tensor:
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         return torch.full_like(delta, 0.51 / 32767) * delta.abs().max()  # half a step
 
 

@@ -56,10 +56,14 @@ def test_the_files_that_are_no_modules_are_package_data() -> None:
     assert PROJECT["tool"]["setuptools"]["package-data"] == {
         "taps_registry": ["py.typed"],
         "taps_registry.migrations": ["script.py.mako"],
+        "taps_registry.registry.reporting": ["templates/*"],
     }
     installed = Path(taps_registry.__file__).parent
     assert (installed / "py.typed").exists()
     assert (installed / "migrations" / "script.py.mako").exists()
+    templates = installed / "registry" / "reporting" / "templates"
+    source = ROOT / "registry" / "reporting" / "templates"
+    assert {path.name for path in templates.iterdir()} == {path.name for path in source.iterdir()}
 
 
 @pytest.mark.parametrize("name", [module_name(path) for path in SOURCES if module_name(path) != RUN_BY_ALEMBIC])

@@ -45,8 +45,10 @@ BUILT_IN = {
     "fp32": ["encoding fp32"],
     "bf16": ["encoding bf16"],
     "fp16": ["encoding fp16"],
+    "vectors": ["form bf16-values"],
     "integers": ["encoding int3", "encoding int4", "encoding int8"],
     "1bit": ["encoding 1bit"],
+    "lowrank": ["encoding lowrank"],
     "mlflow": ["tracker mlflow"],
     "csv": ["tracker csv"],
     "none": ["tracker none"],
@@ -243,7 +245,7 @@ def test_a_disabled_plugin_is_listed_and_not_loaded(install: Install) -> None:
             "bitfit, diff-pruning, full, hard-sharing, head-only, lora, norm-only, parallel-adapter, piggyback, rcm, "
             "taps, taps-lora, vmt-adapter, vmt-adapter-lite",
         ),
-        ("encoding", "1bit, bf16, fp16, fp32, int3, int4, int8"),
+        ("encoding", "1bit, bf16, fp16, fp32, int3, int4, int8, lowrank"),
         ("tracker", "csv, mlflow, none"),
     ],
 )

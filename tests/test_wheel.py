@@ -69,6 +69,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     rooms = {name.split("/")[1] for name in names if name.startswith("taps_registry/")}
     assert rooms == {"__init__.py", "py.typed", "cli", "migrations", "plugins", "registry"}
     assert "taps_registry/migrations/script.py.mako" in names
+    assert "taps_registry/registry/reporting/templates/report.html" in names
 
 
 def test_the_installed_package_is_the_wheels(program: Path, tmp_path: Path) -> None:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Encoding", "Form"]
+__all__ = ["Codec", "Encoding", "Form"]
+
+COMPRESSED = "+zstd"  # ends the name of an encoding whose parts are compressed
 
 
 class Form(ABC):
     """How a tensor is read back from an artifact, which names its forms: the data choose their decoder.
 
     A method that computes weights from factors of its own (low-rank matrices, a mask, ...) registers the form they are
-    stored in; ``Encoding`` is a form that any method's weights can be put into.
+    stored in; ``Codec`` is a form that any method's values can be put into.
 
     Attributes:
         name: what the artifact's header calls it; it must never change its meaning.
         summary: one line for ``taps-registry plugins`` and the docs.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
+    name: str
+    summary: str
 
     @abstractmethod
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
@@ -39,8 +41,16 @@ class Form(ABC):
         """
 
 
-class Encoding(Form):
-    """Stores one floating-point tensor of a layer, whatever method it comes from; ``add-task --encoding`` names it."""
+class Codec(Form):
+    """Stores one floating-point tensor, whatever method it comes from.
+
+    Attributes:
+        exact: whether every value comes back to the last bit.
+        fixed: whether the parts take what ``nbytes`` says; if not, that is the most they take.
+    """
+
+    exact: bool = False
+    fixed: bool = True
 
     @abstractmethod
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
@@ -56,7 +66,32 @@ class Encoding(Form):
 
     @abstractmethod
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes that the parts of a tensor of this shape take."""
+        """Bytes that the parts of a tensor of this shape take, exactly or at most."""
+
+    # For a codec that is put upon another one
+
+    @property
+    def core(self) -> Codec:
+        """The codec that decides on the values: this one, or the one that it is put upon."""
+        return self
+
+    def unpacked(self, parts: Mapping[str, Tensor], base: Tensor) -> Mapping[str, Tensor]:
+        """The core's parts, out of these. Raises ValueError as ``decode`` does."""
+        return parts
+
+    def packed(self, parts: Mapping[str, Tensor], base: Tensor) -> Mapping[str, Tensor]:
+        """These parts, out of the core's."""
+        return parts
+
+
+class Encoding(Codec):
+    """What ``add-task --encoding`` names: stores weights of two or more dimensions.
+
+    Attributes:
+        vectors: what norms, and weights of fewer dimensions, are put into; None to store them as they are.
+    """
+
+    vectors: Codec | None = None
 
 
 def expect(parts: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: object) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Encoding
+from .vectors import BFloat16Values
 
 
 class BFloat16(Encoding):
@@ -17,6 +18,7 @@ class BFloat16(Encoding):
 
     name = "bf16"
     summary = "deltas rounded to 16 bits, half the bytes"
+    vectors = BFloat16Values()
 
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
         return {"": (value - base).to(torch.bfloat16)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Encoding, expect
+from .vectors import BFloat16Values
 
 LARGEST = torch.finfo(torch.float16).max
 
@@ -19,6 +20,7 @@ class Float16(Encoding):
 
     name = "fp16"
     summary = "deltas rounded to 16 bits, finer than bf16, half the bytes"
+    vectors = BFloat16Values()
 
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
         return {"": (value - base).clamp(-LARGEST, LARGEST).to(torch.float16)}

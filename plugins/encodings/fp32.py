@@ -18,6 +18,7 @@ class Float32(Encoding):
 
     name = "fp32"
     summary = "effective weights in 32 bits, exact"
+    exact = True
 
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
         return {"": value}

@@ -2,7 +2,7 @@
 
 A row ``d`` of the delta becomes ``q = round(d / s)`` with ``|q| <= 2^(bits - 1) - 1``, and the value in effect is
 ``base + q s``. The scale is the one of a few candidates, from ``max |d| / (2^(bits - 1) - 1)`` downwards, with the
-least squared error: with few bits it pays to cut off the largest values. Vectors, such as biases, are stored exactly.
+least squared error: with few bits it pays to cut off the largest values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..spec import Registrar, hookimpl
 from . import Encoding, expect
 from .packing import pack, packed_bytes, unpack
+from .vectors import BFloat16Values
 
 SHARES = tuple(1 - 0.03 * step for step in range(24))  # of the widest scale
 
@@ -28,14 +29,13 @@ class Integers(Encoding):
     """
 
     bits: int
+    vectors = BFloat16Values()
 
     @property
     def largest(self) -> int:
         return int(2 ** (self.bits - 1) - 1)
 
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
-        if value.ndim < 2:
-            return {"": value.clone()}
         rows = (value - base).reshape(len(value), -1)
         scale = self._scales(rows)
         codes = self._round(rows, scale) + self.largest
@@ -56,7 +56,7 @@ class Integers(Encoding):
         return torch.round(rows / steps).clamp(-self.largest, self.largest)
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        if base.ndim < 2:
+        if base.ndim < 2:  # in artifacts of before ``vectors``
             return expect(parts, "", tuple(base.shape), torch.float32)
         packed = expect(parts, "", (packed_bytes(base.numel(), self.bits),), torch.uint8)
         scale = expect(parts, "scale", (len(base),), torch.float32)
@@ -65,7 +65,7 @@ class Integers(Encoding):
         return base + delta.reshape(base.shape)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        return packed_bytes(prod(shape), self.bits) + 4 * shape[0] if len(shape) > 1 else 4 * prod(shape)
+        return packed_bytes(prod(shape), self.bits) + 4 * shape[0]
 
 
 class Int8(Integers):

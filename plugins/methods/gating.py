@@ -45,7 +45,7 @@ class Scores:
         self.gates = tuple(gates)
         self.settings = settings
         self.values = nn.Parameter(torch.full((len(gates),), INITIAL_SCORE, device=device))
-        weights = [size ** PENALTIES[settings.penalty] for size in sizes]
+        weights: list[float] = [size ** PENALTIES[settings.penalty] for size in sizes]
         self.weights, self.total = torch.tensor(weights, device=device), sum(weights)
         self.steering = Steering(settings.limits, costs, always) if settings.limits else None
         self.possible = self.steering.possible() if self.steering else [True] * len(gates)

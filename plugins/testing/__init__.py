@@ -12,8 +12,8 @@ A test that fails says which sentence of the contract is broken. Tests that go t
 """
 
 from .architectures import ArchitectureTests
-from .encodings import EncodingTests
+from .encodings import CodecTests, EncodingTests
 from .methods import MethodTests
 from .trackers import Recorded, TrackerTests
 
-__all__ = ["ArchitectureTests", "EncodingTests", "MethodTests", "Recorded", "TrackerTests"]
+__all__ = ["ArchitectureTests", "CodecTests", "EncodingTests", "MethodTests", "Recorded", "TrackerTests"]

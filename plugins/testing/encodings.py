@@ -9,42 +9,49 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..encodings import Encoding, Form
+from ..encodings import Codec, Encoding, Form
 from ..manager import PluginManager
 from .home import QUICK, add, images_in, registry_with_base
 from .models import differing, logits, same_bits
 
-SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (7,), (3, 5), (1, 1), (4, 3, 3, 3), (2, 8, 1, 1), (300,))
+Shapes = tuple[tuple[int, ...], ...]
+
+VECTORS: Shapes = ((), (1,), (7,), (300,))
+MATRICES: Shapes = ((3, 5), (1, 1), (4, 3, 3, 3), (2, 8, 1, 1), (64, 40))
 EXTREMES = (1e30, -1e30, 1e-30, 0.0, -0.0, 1.0, 2.0**-126, 3.0)
 
 
-class EncodingTests:
-    """Subclass this, and name the encoding and how exact it is.
+class CodecTests:
+    """Subclass this for what an encoding puts norms and vectors into, and say how near they come back.
 
     Attributes:
         encoding: under test.
-        exact: whether every value comes back to the last bit. If not, ``tolerance`` says how near it comes.
+        shapes: of the tensors that it is given.
     """
 
-    encoding: ClassVar[Encoding]
-    exact: ClassVar[bool] = False
+    encoding: ClassVar[Codec]
+    shapes: ClassVar[Shapes] = VECTORS + MATRICES
 
-    def tolerance(self, delta: Tensor) -> Tensor:
-        """How far each value may come back from where it was, given its differences from the base.
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
+        """How far each value may come back from where it was, if the encoding is not exact.
 
         The suite adds what float32 loses in a subtraction and an addition.
+
+        Args:
+            value: the task's tensor.
+            delta: its differences from the base.
         """
         return torch.zeros_like(delta)
 
     def cases(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """What it is, a task's tensor, and the base's."""
         generator = torch.Generator().manual_seed(0)
-        for shape in SHAPES:
+        for shape in self.shapes:
             base = torch.randn(shape, generator=generator)
             yield f"{shape}, small deltas", base + 0.01 * torch.randn(shape, generator=generator), base
             yield f"{shape}, no delta", base.clone(), base
             yield f"{shape}, zeros", torch.zeros(shape), base
-        extremes = torch.tensor(EXTREMES)
+        extremes = torch.tensor(EXTREMES).reshape(2, -1)
         yield "extreme values", extremes, torch.ones_like(extremes)
         yield "an extreme base", torch.ones_like(extremes), extremes
 
@@ -53,11 +60,11 @@ class EncodingTests:
             found = self.encoding.decode(self.encoding.encode(value, base), base)
             assert found.shape == base.shape, f"{what}: decodes to the shape {tuple(found.shape)}"
             assert found.dtype == torch.float32, f"{what}: decodes to {found.dtype}, not float32"
-            if self.exact:
+            if self.encoding.exact:
                 assert same_bits(found, value), f"{what}: not exact to the last bit"
                 continue
             delta = value - base
-            allowed = self.tolerance(delta).double() + 2.0**-23 * (value.double().abs() + base.double().abs())
+            allowed = self.tolerance(value, delta).double() + 2.0**-23 * (value.double().abs() + base.double().abs())
             error = (found.double() - value.double()).abs()
             excess = float((error - allowed).max())
             assert excess <= 0, f"{what}: {excess:.3g} further off than tolerance() says"
@@ -82,7 +89,9 @@ class EncodingTests:
         for what, value, base in self.cases():
             parts = self.encoding.encode(value, base)
             found, said = sum(part.nbytes for part in parts.values()), self.encoding.nbytes(tuple(base.shape))
-            assert found == said, f"{what}: the parts take {found} bytes, nbytes() said {said}"
+            assert found <= said, f"{what}: the parts take {found} bytes, nbytes() said {said} at most"
+            if self.encoding.fixed:
+                assert found == said, f"{what}: the parts take {found} bytes, nbytes() said {said}"
 
     def test_parts_are_tensors_on_the_cpu_by_name(self) -> None:
         for what, value, base in self.cases():
@@ -97,8 +106,15 @@ class EncodingTests:
             for wrong, parts in spoiled(self.encoding.encode(value, base)):
                 assert refuses(self.encoding, parts, base), f"{what}: decode() takes parts {wrong}"
             parts = self.encoding.encode(value, base)
-            longer = torch.cat([base.reshape(-1), base.new_ones(1)])
+            longer = torch.cat([base, base]) if base.ndim else base.new_ones(2)
             assert refuses(self.encoding, parts, longer), f"{what}: decode() takes parts of another tensor's shape"
+
+
+class EncodingTests(CodecTests):
+    """Subclass this, and name the encoding and, unless it is exact, how near values come back."""
+
+    encoding: ClassVar[Encoding]
+    shapes = MATRICES
 
     def test_a_task_comes_back_from_a_registry(self, tmp_path: Path) -> None:
         found = PluginManager().encoding(self.encoding.name)  # raises an error that lists what there is
@@ -108,9 +124,9 @@ class EncodingTests:
             said = registry.estimate("task", "base", images_in(tmp_path), **{**QUICK, **settings}).most
             task = add(registry, tmp_path, "task", **settings)
             layers = sum(layer.bytes for layer in registry.task("task").layers)
-            assert layers <= said.bytes <= task.bytes, (
-                f"estimate said {said.bytes:,} bytes; layers take {layers:,}, the file {task.bytes:,}"
-            )
+            assert layers <= said.bytes, f"estimate said {said.bytes:,} bytes at most; layers take {layers:,}"
+            if self.encoding.fixed:
+                assert said.bytes <= task.bytes, f"estimate said {said.bytes:,} bytes, the file takes {task.bytes:,}"
             models = [registry.load("task", device="cpu").model for _ in range(2)]
             assert same_bits(*(logits(model, 32) for model in models)), "a task loaded twice gives other logits"
             assert registry.verify(deep=True) == (), "verify finds problems"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from ..errors import BudgetError
@@ -42,7 +42,9 @@ def for_base(session: Session, base: BaseRow) -> tuple[BudgetUse, ...]:
     return tuple(_use(session, row) for row in rows)
 
 
-def require_room(session: Session, base: BaseRow, params: int, size: int, task: str, at_least: bool = False) -> None:
+def require_room(
+    session: Session, base: BaseRow, params: int, size: int, task: str, at_least: bool = False, more: bool = False
+) -> None:
     """Return if the task fits into every budget it counts against.
 
     Args:
@@ -52,6 +54,7 @@ def require_room(session: Session, base: BaseRow, params: int, size: int, task: 
         size: bytes that the task stores.
         task: its name, for the message.
         at_least: that this is the cheapest outcome, before training.
+        more: that it comes on top of what the task takes already.
 
     Raises:
         BudgetError: saying by how much.
@@ -64,7 +67,7 @@ def require_room(session: Session, base: BaseRow, params: int, size: int, task: 
             if limit is not None and used + added > limit:
                 scope = f"of the base {use.base!r}" if use.base else "of the registry"
                 option = f"--base {use.base} " if use.base else ""
-                needs = "needs at least" if at_least else "takes"
+                needs = "needs at least" if at_least else "takes another" if more else "takes"
                 raise BudgetError(
                     f"The budget {scope} is {limit:,} {what}, {used:,} are used, and {task!r} {needs} {added:,}: "
                     f"{used + added - limit:,} too many. Raise it (`taps-registry budget set {option}--max-"
@@ -74,9 +77,11 @@ def require_room(session: Session, base: BaseRow, params: int, size: int, task: 
 
 def _use(session: Session, row: BudgetRow) -> BudgetUse:
     stored = ArtifactRow.params_weights + ArtifactRow.params_norms + ArtifactRow.params_head
+    current = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
     query = select(func.coalesce(func.sum(ArtifactRow.bytes), 0), func.coalesce(func.sum(stored), 0))
+    query = query.select_from(ArtifactRow).join(TaskRow, current)
     if row.base_id is not None:
-        query = query.join(TaskRow, ArtifactRow.task_id == TaskRow.id).where(TaskRow.base_id == row.base_id)
+        query = query.where(TaskRow.base_id == row.base_id)
     used_bytes, used_params = session.execute(query).one()
     common_bytes, common_params = common.usage(session, row.base_id)
     base = row.scope if row.base_id is not None else None

@@ -100,6 +100,32 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
     task = row(session, name)
     if made.common:
         common.publish(session, task, made.common)
+    return _add_version(session, task, made, run)
+
+
+def recode(session: Session, before: Task, made: Published) -> int:
+    """Put the same version in another encoding in the place of a task's current one, in the caller's transaction.
+
+    The earlier version's row stays; its object is no longer needed, and goes with the next ``gc``.
+
+    Returns:
+        The version.
+
+    Raises:
+        BudgetError: saying by how much a larger one does not fit.
+        BusyError: if the task has become another in the meantime.
+        NotFoundError: if it was removed in the meantime.
+    """
+    task = row(session, before.name)
+    if ready(session, before.name).digest != before.digest:
+        raise BusyError(f"The task {before.name!r} has become another in the meantime; it stays as it is. Try again.")
+    if made.bytes > before.bytes:
+        budgets.require_room(session, task.base, 0, made.bytes - before.bytes, before.name, more=True)
+    return _add_version(session, task, made, before.run)
+
+
+def _add_version(session: Session, task: TaskRow, made: Published, run: str | None) -> int:
+    """Make an artifact the task's current version. Returns its number."""
     bases.add_object(session, made.digest, made.bytes, "artifact")
     version = (task.current_version or 0) + 1
     artifact = ArtifactRow(
@@ -178,6 +204,12 @@ def remove(session: Session, name: str) -> None:
     task = row(session, name)
     common.leave(session, task)
     session.delete(task)
+
+
+def current_digests(session: Session) -> set[str]:
+    """Digests of the current artifacts of all tasks."""
+    joined = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
+    return set(session.scalars(select(ArtifactRow.digest).join(TaskRow, joined)))
 
 
 def _current() -> Select[TaskRow, ArtifactRow | None]:

@@ -36,7 +36,7 @@ def footprint(stored: Stored, tensors: Mapping[str, Tensor], part: Mapping[str, 
         stored: names of values, and sizes of factors.
         tensors: of the model, by state-dict name.
         part: which part each plays; what a method added counts as weights.
-        encoding: of the weights.
+        encoding: of weights and norms; with one whose sizes depend on the values this is the most they take.
     """
     named = Pieces(tensors)
     totals = dict.fromkeys((WEIGHTS, NORMS, HEAD), 0)

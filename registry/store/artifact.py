@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...plugins.architectures.pieces import Pieces
-from ...plugins.encodings import Encoding
+from ...plugins.architectures.pieces import Pieces, tensor_of
+from ...plugins.encodings import Codec, Encoding
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError
@@ -133,39 +133,100 @@ def write_artifact(
         path: of the file, written whole or not at all.
         delta: what the task changed.
         originals: the base's tensors by name.
-        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; weights are encoded, the rest is plain,
-            as is what a method added to the model.
-        encoding: of the weights.
+        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; what a method added has none.
+        encoding: of weights and norms.
         header: the remaining fields of ``Header``.
     """
-    tensors: dict[str, Tensor] = {}
-    entries: dict[str, Entry] = {}
-    based = Pieces(originals)
-
-    def put(name: str, form: str, parts: Mapping[str, Tensor], like: Tensor) -> None:
-        tensors.update({key(name, part): tensor for part, tensor in parts.items()})
-        dtype = str(like.dtype).removeprefix("torch.")
-        entries[name] = Entry(roles.get(name, WEIGHTS), form, tuple(sorted(parts)), tuple(like.shape), dtype)
-
+    draft = _Draft(originals, roles)
     for name, value in sorted(delta.tensors.items()):
-        encoded = is_encoded(name, value, roles)
-        put(
-            name,
-            encoding.name if encoded else "",
-            encoding.encode(value, based[name]) if encoded else {"": value},
-            value,
-        )
+        draft.encode(name, value, encoding)
     for name, factors in sorted(delta.factors.items()):
-        put(name, factors.form, factors.parts, based[name])
+        draft.put(name, factors.form, factors.parts, draft.based[name])
     gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
-    made = Header(encoding=encoding.name, layers=gates, tensors=entries, **header)
-    write_tensors(path, tensors, {KEY: made.to_json()})
+    made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, **header)
+    write_tensors(path, draft.tensors, {KEY: made.to_json()})
     return made
 
 
-def is_encoded(name: str, value: Tensor, roles: Mapping[str, str]) -> bool:
-    """Whether a tensor goes through the encoding: floating-point weights of the model's own."""
-    return roles.get(name) == WEIGHTS and value.is_floating_point()
+def recode_artifact(
+    path: Path, source: Path, base: Mapping[str, Tensor], encoding: Encoding, plugins: PluginManager
+) -> Header:
+    """Write an artifact's values anew, in another encoding.
+
+    What is in a form of its method's own stays as it is. What is only compressed, or no longer so, is not rounded
+    again.
+
+    Args:
+        path: of the new file, written whole or not at all.
+        source: of an artifact, whose digest the store has checked.
+        base: the base's tensors by name.
+        encoding: of weights and norms.
+        plugins: where the encodings are.
+
+    Raises:
+        IntegrityError: if the source is damaged, or does not fit the base.
+        PluginError: if an encoding is not installed.
+    """
+    header = read_header(source)
+    own = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
+    draft = _Draft(base, own)
+    with safe_open(source, framework="pt") as file:
+        for name, entry in sorted(header.tensors.items()):
+            parts = {part: file.get_tensor(key(name, part)) for part in entry.parts}
+            value = _decode(name, entry, parts, base, plugins)
+            form = plugins.form(entry.encoding) if entry.encoding else None
+            codec = codec_of(name, value, own, encoding)
+            if isinstance(form, Codec) and codec is not None and codec.core.name == form.core.name:
+                original = draft.based[name]
+                draft.put(name, codec.name, codec.packed(form.unpacked(parts, original), original), value)
+            elif form is None or isinstance(form, Codec):
+                draft.encode(name, value, encoding)
+            else:
+                draft.put(name, entry.encoding, parts, value)
+    made = replace(header, encoding=encoding.name, tensors=draft.entries, format=FORMAT)
+    write_tensors(path, draft.tensors, {KEY: made.to_json()})
+    return made
+
+
+class _Draft:
+    """An artifact in the making.
+
+    Args:
+        originals: the base's tensors by name.
+        roles: as for ``write_artifact``.
+    """
+
+    def __init__(self, originals: Mapping[str, Tensor], roles: Mapping[str, str]) -> None:
+        self.based = Pieces(originals)
+        self.roles = roles
+        self.tensors: dict[str, Tensor] = {}
+        self.entries: dict[str, Entry] = {}
+
+    def put(self, name: str, form: str, parts: Mapping[str, Tensor], like: Tensor) -> None:
+        """Store these parts, which decode to a tensor like this one."""
+        self.tensors.update({key(name, part): tensor for part, tensor in parts.items()})
+        dtype = str(like.dtype).removeprefix("torch.")
+        part = self.roles.get(name, WEIGHTS)
+        self.entries[name] = Entry(part, form, tuple(sorted(parts)), tuple(like.shape), dtype)
+
+    def encode(self, name: str, value: Tensor, encoding: Encoding) -> None:
+        """Store a value in what the encoding has for it."""
+        codec = codec_of(name, value, self.roles, encoding)
+        if codec is None:
+            self.put(name, "", {"": value}, value)
+        else:
+            self.put(name, codec.name, codec.encode(value, self.based[name]), value)
+
+
+def codec_of(name: str, value: Tensor, roles: Mapping[str, str], encoding: Encoding) -> Codec | None:
+    """What a tensor is put into; None for what is stored as it is.
+
+    That is the head, which is trained to be stored exactly, integers, and what a method added to the model.
+    """
+    role = roles.get(name)
+    if role not in (WEIGHTS, NORMS) or not value.is_floating_point():
+        return None
+    return encoding if role == WEIGHTS and value.ndim > 1 else encoding.vectors
 
 
 def read_header(path: Path) -> Header:
@@ -185,6 +246,22 @@ def read_header(path: Path) -> Header:
     if differing:
         raise IntegrityError(f"{path} does not hold what its header lists: {', '.join(sorted(differing))}")
     return header
+
+
+def tensor_bytes(path: Path) -> dict[str, int]:
+    """Bytes that each tensor of the model takes in an artifact, all its parts together. Raises IntegrityError."""
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return {
+            name: sum(file.get_tensor(key(name, part)).nbytes for part in entry.parts)
+            for name, entry in header.tensors.items()
+        }
+
+
+def is_exact(header: Header, plugins: PluginManager) -> bool:
+    """Whether every value that went through an encoding is stored to the last bit."""
+    forms = {plugins.form(entry.encoding) for entry in header.tensors.values() if entry.encoding}
+    return all(form.exact for form in forms if isinstance(form, Codec))
 
 
 def read_artifact(
@@ -228,11 +305,13 @@ def _decode(
 
 
 def payload(names: Iterable[str], tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> int:
-    """Bytes that these tensors of a model would take in an artifact, without its header."""
-    return sum(
-        encoding.nbytes(tuple(tensors[name].shape)) if is_encoded(name, tensors[name], roles) else tensors[name].nbytes
-        for name in names
-    )
+    """Bytes that these tensors of a model would take in an artifact at most, without its header."""
+
+    def taken(name: str, tensor: Tensor) -> int:
+        codec = codec_of(name, tensor, roles, encoding)
+        return tensor.nbytes if codec is None else codec.nbytes(tuple(tensor.shape))
+
+    return sum(taken(name, tensors[name]) for name in names)
 
 
 def lines(header: Header) -> int:

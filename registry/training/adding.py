@@ -22,7 +22,7 @@ from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
 from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsError
-from ..folders import drop, drop_weights, held
+from ..folders import HISTORY, drop, drop_weights, held
 from ..home import check_name
 from ..records import Task
 from .budget import require_fit, require_kept
@@ -31,11 +31,9 @@ from .loop import CHECKPOINT, Outcome
 from .preparing import Prepared, check, prepare
 from .processes import train
 from .progress import EpochResult, Progress
-from .result import describe, measure_file, write
-from .settings import TaskSettings
+from .result import describe, measure_file, smallest, write
+from .settings import AUTO, TaskSettings
 from .tracking import Following
-
-HISTORY = "history.json"
 
 
 def add_task(context: Context, name: str, base: str, settings: TaskSettings, progress: Progress) -> Task:
@@ -187,6 +185,9 @@ class _Attempt:
     def _publish(self, outcome: Outcome, following: Following) -> tasks.Published:
         """Encode, measure, store, and make the task ready."""
         result = write(self.folder, self.base, self.job, outcome.delta)
+        if self.settings.encoding == AUTO:
+            fetch, note = self.context.store.get, self.progress.note
+            result = smallest(result, self.folder, self.base, self.job, fetch, note)
         metrics = measure_file(result, self.base, self.job, self.context.store.get)
         following.metrics({f"artifact/{name}": value for name, value in metrics.items()}, outcome.best.epoch)
         title = f"{self.name} on {self.base.record.name}"

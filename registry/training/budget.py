@@ -9,18 +9,19 @@ them, hold all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
-from ..amounts import amount, share
 from ..catalog import bases, budgets
 from ..errors import BudgetError, SettingsError
+from ..units import amount, share
 
 if TYPE_CHECKING:
+    from ...plugins.encodings import Codec
     from ...plugins.methods import Stored
     from .loop import Job
 
@@ -123,9 +124,7 @@ def _limit(job: Job, part: Amount) -> Limit:
 
 def _lines(job: Job, names: Iterable[str], tensors: Pieces, role: Mapping[str, str]) -> tuple[int, dict[str, int]]:
     """Most bytes that the file's header takes without any tensor, and for each tensor."""
-    import torch
-
-    from ..store.artifact import Entry, Gate, Header, is_encoded, lines
+    from ..store.artifact import WEIGHTS, Entry, Gate, Header, codec_of, lines
 
     gates = (*job.partition.layers, *job.partition.norms)
     empty = Header(
@@ -140,23 +139,29 @@ def _lines(job: Job, names: Iterable[str], tensors: Pieces, role: Mapping[str, s
         common="0" * 64,
     )
     alone = lines(empty)
-    parts = {}
-    for dimensions in {tensor.ndim for tensor in tensors.values()}:
-        small = torch.zeros((2,) * dimensions)
-        parts[dimensions] = tuple(job.encoding.encode(small, small))
     each = {}
     for name in names:
         tensor = tensors[name]
-        encoded = is_encoded(name, tensor, role)
+        codec = codec_of(name, tensor, role, job.encoding)
         entry = Entry(
-            role.get(name, "weights"),
-            job.encoding.name if encoded else "",
-            parts[tensor.ndim] if encoded else ("",),
-            tuple(tensor.shape),
-            str(tensor.dtype).removeprefix("torch."),
+            part=role.get(name, WEIGHTS),
+            encoding=codec.name if codec else "",
+            parts=_parts(codec, tensor.ndim),
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
         )
-        each[name] = lines(Header(**{**vars(empty), "tensors": {name: entry}})) - alone
+        each[name] = lines(replace(empty, tensors={name: entry})) - alone
     return alone, each
+
+
+def _parts(codec: Codec | None, dimensions: int) -> tuple[str, ...]:
+    """Names of parts as long as a codec's are likely to be: those of a small tensor, and two more if that may vary."""
+    import torch
+
+    if codec is None:
+        return ("",)
+    small = torch.zeros((2,) * dimensions)
+    return (*codec.encode(small, small), *(() if codec.fixed else ("first", "second")))
 
 
 def require_fit(job: Job, task: str) -> None:

@@ -33,7 +33,7 @@ def estimate(context: Context, name: str, base: str, settings: TaskSettings, pro
         task=name,
         base=base,
         method=job.method.name,
-        encoding=job.encoding.name,
+        encoding=settings.encoding,
         classes=tuple(job.data.classes),
         least=cheapest,
         most=dearest,

@@ -300,6 +300,7 @@ class Trainer:
             share_of_base=(size.params.weights + size.params.norms) / self.job.backbone_params,
             bytes=size.bytes,
             best=better,
+            scores={state.name: round(state.score, 6) for state in states if state.score is not None},
         )
         self.history.append(result)
         if better:

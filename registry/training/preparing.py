@@ -35,7 +35,7 @@ def check(context: Context, settings: TaskSettings) -> None:
         check_name(settings.common, "set")
     make_accelerator(settings.device, settings.precision)
     settings.check_method(context.plugins.method(settings.method))
-    context.plugins.encoding(settings.encoding)
+    context.plugins.encoding(settings.encoding_before)
     context.plugins.tracker(settings.tracker)
 
 
@@ -89,7 +89,7 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         partition=partition,
         method=method,
         method_settings=settings.for_method(lr, train_common=common is None or not common.digest),
-        encoding=context.plugins.encoding(settings.encoding),
+        encoding=context.plugins.encoding(settings.encoding_before),
         data=data,
         input=config,
         backbone_params=record.backbone_params,

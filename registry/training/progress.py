@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class EpochResult:
         share_of_base: of weights and norms among them.
         bytes: that would be stored.
         best: whether this epoch is the best so far.
+        scores: of the gates, by layer, to six decimals; empty for a method without scores.
     """
 
     epoch: int
@@ -50,6 +52,7 @@ class EpochResult:
     share_of_base: float
     bytes: int
     best: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 class Progress:

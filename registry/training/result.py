@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,15 +13,19 @@ from ..inference.compose import compose
 from ..models.bases import LoadedBase
 from ..models.measure import footprint, roles
 from ..models.transforms import evaluation_transform
-from ..records import TaskLayer
-from ..store.artifact import write_artifact
+from ..records import InputConfig, TaskLayer
+from ..store.artifact import tensor_bytes, write_artifact
 from ..store.files import sha256
 from ..store.tensors import write_tensors
+from .choosing import choose
+from .data import TaskData
 from .evaluation import measure
 from .images import Images, evaluation_loader
 from .loop import Job, make_accelerator
+from .settings import TaskSettings
 
 ARTIFACT, COMMON = "artifact.safetensors", "common.safetensors"
+SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class Result:
     Attributes:
         artifact: the task's own.
         delta: what is in it.
+        encoding: that it is in.
         common: tensors that further tasks will have in common with this one, if this one trained them.
         common_params: how many values these are.
     """
 
     artifact: Path
     delta: Delta
+    encoding: str
     common: Path | None = None
     common_params: int = 0
 
@@ -51,7 +57,7 @@ def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
     shared = {name: tensor for name, tensor in delta.tensors.items() if name in common}
     own = replace(delta, tensors={name: tensor for name, tensor in delta.tensors.items() if name not in common})
     digest = job.common.digest if job.common else ""
-    result = Result(folder / ARTIFACT, own)
+    result = Result(folder / ARTIFACT, own, job.encoding.name)
     if shared:
         values = sum(tensor.numel() for tensor in shared.values())
         result = replace(result, common=folder / COMMON, common_params=values)
@@ -73,7 +79,9 @@ def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
     return result
 
 
-def measure_file(result: Result, base: LoadedBase, job: Job, fetch: Callable[[str], Path]) -> dict[str, float]:
+def measure_file(
+    result: Result, base: LoadedBase, job: Job, fetch: Callable[[str], Path], splits: Sequence[str] = SPLITS
+) -> dict[str, float]:
     """Accuracy and loss of an artifact as it reads back, such as ``val/accuracy``; on test images if there are any.
 
     Args:
@@ -81,18 +89,57 @@ def measure_file(result: Result, base: LoadedBase, job: Job, fetch: Callable[[st
         base: that it belongs to.
         job: with the images.
         fetch: the path of an object in the store.
+        splits: that it is measured on.
     """
-    accelerator = make_accelerator(job.settings.device, "fp32")
-    composed = compose(base, result.artifact, lambda digest: result.fetch(digest, fetch))
-    model = composed.model.to(accelerator.device)
+
+    def elsewhere(digest: str) -> Path:
+        return result.fetch(digest, fetch)
+
+    return measure_artifact(result.artifact, base, elsewhere, job.data, job.input, job.settings, splits)
+
+
+def measure_artifact(
+    artifact: Path,
+    base: LoadedBase,
+    fetch: Callable[[str], Path],
+    data: TaskData,
+    config: InputConfig,
+    settings: TaskSettings,
+    splits: Sequence[str] = SPLITS,
+) -> dict[str, float]:
+    """Accuracy and loss of an artifact as it reads back, on those of these splits that have images."""
+    accelerator = make_accelerator(settings.device, "fp32")
+    model = compose(base, artifact, fetch).model.to(accelerator.device)
     metrics: dict[str, float] = {}
-    for split, samples in (("val", job.data.val), ("test", job.data.test)):
+    for split in splits:
+        samples = getattr(data, split)
         if samples:
-            images = Images(samples, evaluation_transform(job.input))
-            loader = evaluation_loader(images, job.settings.batch_size, job.settings.workers or 0)
+            images = Images(samples, evaluation_transform(config))
+            loader = evaluation_loader(images, settings.batch_size, settings.workers or 0)
             measured = measure(model, accelerator.prepare(loader), accelerator)
             metrics |= {f"{split}/accuracy": measured.accuracy, f"{split}/loss": measured.loss}
     return metrics
+
+
+def smallest(
+    result: Result, folder: Path, base: LoadedBase, job: Job, fetch: Callable[[str], Path], note: Callable[[str], None]
+) -> Result:
+    """The result in the smallest encoding that is right about as often on the validation images.
+
+    Args:
+        result: an exact one.
+        folder: for drafts.
+        base: that it belongs to.
+        job: with the images, and the tolerance.
+        fetch: the path of an object in the store.
+        note: told of each encoding that was measured.
+    """
+
+    def accuracy(path: Path) -> float:
+        return measure_file(replace(result, artifact=path), base, job, fetch, ("val",))["val/accuracy"]
+
+    chosen = choose(result.artifact, folder, base, job.settings.encoding_tolerance, accuracy, note)
+    return replace(result, artifact=chosen.path, encoding=chosen.encoding)
 
 
 def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
@@ -103,7 +150,7 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
         digest=sha256(path),
         bytes=path.stat().st_size,
         method=job.method.name,
-        encoding=job.encoding.name,
+        encoding=result.encoding,
         open_layers=sum(layer.open for layer in delta.layers),
         gated_layers=len(delta.layers),
         params=footprint(delta.stored(), job.model.state_dict(), parts, job.encoding).params,
@@ -111,7 +158,7 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
         input=job.input,
         metrics=metrics,
         settings=job.settings.as_json(),
-        layers=_layers(job, delta, parts),
+        layers=_layers(job, delta, parts, tensor_bytes(path)),
         common=_common(result),
     )
 
@@ -122,15 +169,15 @@ def _common(result: Result) -> PublishedCommon | None:
     return PublishedCommon(sha256(result.common), result.common.stat().st_size, result.common_params)
 
 
-def _layers(job: Job, delta: Delta, parts: Mapping[str, str]) -> tuple[TaskLayer, ...]:
-    """What the artifact holds of each layer and norm."""
+def _layers(job: Job, delta: Delta, parts: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:
+    """What the artifact holds of each layer and norm, given the bytes of each tensor in it."""
     states = {state.name: state for state in delta.layers}
     stored, tensors = delta.stored(), job.model.state_dict()
     described = []
     for layer in (*job.partition.layers, *job.partition.norms):
         own = stored.tensors.intersection(layer.tensors)
         factors = {name: stored.factors[name] for name in layer.tensors if name in stored.factors}
-        size = footprint(Stored(own, factors), tensors, parts, job.encoding)
+        params = footprint(Stored(own, factors), tensors, parts, job.encoding).params
         state = states.get(layer.name)
         described.append(
             TaskLayer(
@@ -139,8 +186,8 @@ def _layers(job: Job, delta: Delta, parts: Mapping[str, str]) -> tuple[TaskLayer
                 stage=layer.stage,
                 open=bool(own or factors),
                 score=state.score if state else None,
-                params=size.params.total,
-                bytes=size.bytes,
+                params=params.total,
+                bytes=sum(sizes[name] for name in (*own, *factors)),
             )
         )
     return tuple(described)

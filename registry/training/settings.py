@@ -38,6 +38,7 @@ FREELY_CHANGED = frozenset(
         "val_data",
         "test_data",
         "encoding",
+        "encoding_tolerance",
         "device",
         "precision",
         "workers",
@@ -47,6 +48,7 @@ FREELY_CHANGED = frozenset(
     }
 )
 TRAINED_UNDER = ("sparsity", "penalty", "budget", "threshold", "score_lr", "lr", "weight_decay")
+AUTO = "auto"  # the encoding that is chosen when the weights are known
 CHOICES = {
     "norms": NORMS,
     "penalty": tuple(PENALTIES),
@@ -84,7 +86,8 @@ class TaskSettings:
         own: how much of it is the task's own: stages (``2``), or a share of the layers' parameters (``10%``).
         common: name of the set of tasks to have projections in common with; empty for the method's name.
         arguments: options of a plugin's method.
-        encoding: how changed layers are stored.
+        encoding: how changed layers and norms are stored; ``auto`` for the smallest that is good enough.
+        encoding_tolerance: points of validation accuracy that ``auto`` may lose.
         augment: ``none``, ``light`` or ``standard``.
         input_size: pixels; None for the base's.
         seed: of the split, the head, the order and the augmentation of images.
@@ -120,6 +123,7 @@ class TaskSettings:
     common: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     encoding: str = "fp32"
+    encoding_tolerance: float = 0.2
     augment: str = "standard"
     input_size: int | None = None
     seed: int = 0
@@ -144,7 +148,7 @@ class TaskSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"{option(name)} is at least {least}, not {value}.")
-        for name in ("lr", "weight_decay", "score_lr", "sparsity", "alpha", "keep"):
+        for name in ("lr", "weight_decay", "score_lr", "sparsity", "alpha", "keep", "encoding_tolerance"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise SettingsError(f"{option(name)} is a number from 0 upwards, not {value}.")
@@ -155,6 +159,13 @@ class TaskSettings:
             value = getattr(self, name)
             if value not in allowed:
                 raise SettingsError(f"{option(name)} is one of {', '.join(allowed)}, not {value!r}.")
+        if self.encoding != AUTO and self.encoding_tolerance != TaskSettings.encoding_tolerance:
+            raise SettingsError("--encoding-tolerance is for --encoding auto; leave it out.")
+
+    @property
+    def encoding_before(self) -> str:
+        """The encoding until there is something to choose it for: ``auto`` begins with the exact one."""
+        return "fp32" if self.encoding == AUTO else self.encoding
 
     def check_method(self, method: Method) -> None:
         """Raises SettingsError if an option was changed that means nothing to the method, or does not suit it."""

@@ -1,8 +1,33 @@
-"""Amounts as people write them: ``2GB``, ``1.5MiB``, ``10M``, ``5%``."""
+"""Numbers with their units: written short enough to read, and read as people write them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: 1.2 MB."""
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def number(count: float) -> str:
+    """Parameters: 11.2 M."""
+    return _scaled(count, 1000, ("", "k", "M", "G"))
+
+
+def percent(part: float) -> str:
+    """A share of 1 as per cent."""
+    return f"{100 * part:.1f} %"
+
+
+def _scaled(count: float, step: int, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if abs(count) < step:
+            return f"{count:.0f} {unit}".rstrip() if unit == units[0] else f"{count:.1f} {unit}"
+        count /= step
+    return f"{count:.1f} {units[-1]}"
 
 
 def amount(text: str, suffix: str = "B") -> int:

@@ -1,0 +1,134 @@
+"""What tasks cost, as stacked bars: each task by part, and all of them against their budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..records import CommonCost, TaskCost
+from ..units import number, percent, size
+from .collecting import BaseReport, TaskReport
+
+PARTS = ("weights", "norms", "head")
+LABELS = {
+    "weights": "weights of layers",
+    "norms": "norms",
+    "head": "head",
+    "common": "in common with other tasks",
+    "elsewhere": "tasks on other bases",
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a bar, a key of ``LABELS``, with its place in per cent of the longest bar, and its amount as text."""
+
+    part: str
+    start: float
+    width: float
+    amount: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Segments from left to right, and what they come to."""
+
+    segments: tuple[Segment, ...]
+    total: str
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A task, or a set of tasks with tensors in common, which are stored once."""
+
+    name: str
+    is_set: bool
+    params: Bar
+    bytes: Bar
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """What is used of one limit; ``limit_at`` is where the limit lies on the bar, in per cent."""
+
+    scope: str
+    what: str
+    bar: Bar
+    limit: str
+    share: str
+    limit_at: float
+    over: bool
+
+
+def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
+    """Tasks, then sets, on one scale for parameters and one for bytes."""
+    tasks = [(one.task.name, _task_params(one.cost), _task_bytes(one)) for one in report.tasks]
+    sets = [(shared.name, {"common": shared.params}, {"common": shared.bytes}) for shared in report.cost.common]
+    most_params = max((sum(params.values()) for _, params, _ in tasks + sets), default=0)
+    most_bytes = max((sum(taken.values()) for _, _, taken in tasks + sets), default=0)
+    return tuple(
+        CostRow(name, index >= len(tasks), _bar(params, most_params, number), _bar(taken, most_bytes, size))
+        for index, (name, params, taken) in enumerate(tasks + sets)
+    )
+
+
+def budget_rows(report: BaseReport) -> tuple[BudgetRow, ...]:
+    """A bar for each limit that the base's tasks count against."""
+    rows = []
+    for use in report.budgets:
+        for what, used, limit in (
+            ("bytes", use.used_bytes, use.max_bytes),
+            ("parameters", use.used_params, use.max_params),
+        ):
+            if limit is None:
+                continue
+            shown = size if what == "bytes" else number
+            whole = max(used, limit) or 1
+            parts = _of_all(report, what)
+            if use.base is None:
+                parts["elsewhere"] = max(0, used - sum(parts.values()))
+            rows.append(
+                BudgetRow(
+                    scope=f"the base {use.base}" if use.base else "the whole registry",
+                    what=what,
+                    bar=_bar(parts, whole, shown),
+                    limit=shown(limit),
+                    share=percent(used / limit) if limit else "",
+                    limit_at=100 * limit / whole,
+                    over=used > limit,
+                )
+            )
+    return tuple(rows)
+
+
+def _task_params(cost: TaskCost) -> dict[str, int]:
+    return dict(zip(PARTS, (cost.params.weights, cost.params.norms, cost.params.head), strict=True))
+
+
+def _task_bytes(one: TaskReport) -> dict[str, int]:
+    """Layers and norms as the catalog has them; the rest of the file is the head and the header."""
+    norms = sum(layer.bytes for layer in one.task.layers if layer.kind == "norm")
+    weights = sum(layer.bytes for layer in one.task.layers) - norms
+    return dict(zip(PARTS, (weights, norms, one.task.bytes - weights - norms), strict=True))
+
+
+def _of_all(report: BaseReport, what: str) -> dict[str, int]:
+    """The parts of all tasks of the base together."""
+    each = [_task_bytes(one) if what == "bytes" else _task_params(one.cost) for one in report.tasks]
+    summed = {part: sum(parts[part] for parts in each) for part in PARTS}
+    shared = sum(_taken(one, what) for one in report.cost.common)
+    return {**summed, "common": shared} if shared else summed
+
+
+def _taken(shared: CommonCost, what: str) -> int:
+    return shared.bytes if what == "bytes" else shared.params
+
+
+def _bar(parts: Mapping[str, int], whole: int, shown: Callable[[float], str]) -> Bar:
+    """Every part of it, also those that take nothing."""
+    segments, start = [], 0.0
+    for part, amount in parts.items():
+        width = 100 * amount / whole if whole else 0.0
+        segments.append(Segment(part, start, width, shown(amount)))
+        start += width
+    return Bar(tuple(segments), shown(sum(parts.values())))

@@ -1,0 +1,137 @@
+"""What a report is made of: bases with their tasks, what these cost, and how their gates came to be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..catalog import bases, budgets, costs, layers, runs, tasks
+from ..context import Context
+from ..folders import HISTORY
+from ..records import Base, BaseCost, BudgetUse, Run, Task, TaskCost
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """Scores of a run's gates when an epoch, counted from 1, had ended."""
+
+    epoch: int
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a finished run wrote down.
+
+    Attributes:
+        epochs: those that have scores, in order; none for a method without scores, or a run of an earlier version.
+        best: the epoch that was stored; 0 if the run wrote nothing down.
+    """
+
+    epochs: tuple[EpochScores, ...] = ()
+    best: int = 0
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A finished task, with its layers.
+
+    Attributes:
+        run: that trained it; None if the catalog has forgotten it.
+    """
+
+    task: Task
+    cost: TaskCost
+    run: Run | None
+    history: History
+
+
+@dataclass(frozen=True)
+class BaseReport:
+    """A base and its tasks.
+
+    Attributes:
+        training: tasks that are not finished, each with its newest run, None if it has none.
+        budgets: that the tasks count against: of the base, of the whole registry.
+    """
+
+    base: Base
+    cost: BaseCost
+    tasks: tuple[TaskReport, ...]
+    training: tuple[tuple[Task, Run | None], ...]
+    budgets: tuple[BudgetUse, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A registry, or one base of it, at a moment.
+
+    Attributes:
+        made: when, in UTC.
+        version: of this package.
+        only: the name of the base that was asked for; empty for all of them.
+    """
+
+    made: datetime
+    version: str
+    only: str
+    bases: tuple[BaseReport, ...]
+
+
+def collect(context: Context, base: str | None = None) -> Report:
+    """Ask the catalog and the histories. Raises NotFoundError for an unknown base."""
+    with context.catalog.read() as session:
+        found = costs.report(session, base=base)
+        chosen = bases.listing(session) if base is None else (bases.get(session, base),)
+        uses = budgets.listing(session)
+        every = tasks.listing(session, base)
+        stored = layers.by_task(session, base)
+        known = runs.listing(session)
+    attempts = {run.id: run for run in known}
+    newest = {run.task: run for run in reversed(known)}
+    cost_of = {cost.base: cost for cost in found.bases}
+    reports = []
+    for one in chosen:
+        cost = cost_of[one.name]
+        own = [task for task in every if task.base == one.name]
+        by_task = {task.task: task for task in cost.tasks}
+        reports.append(
+            BaseReport(
+                base=one,
+                cost=cost,
+                tasks=tuple(
+                    TaskReport(
+                        replace(task, layers=tuple(stored.get(task.name, ()))),
+                        by_task[task.name],
+                        attempts.get(task.run or ""),
+                        read_history(context.home.runs / (task.run or "") / HISTORY),
+                    )
+                    for task in own
+                    if task.name in by_task
+                ),
+                training=tuple((task, newest.get(task.name)) for task in own if task.state != "ready"),
+                budgets=tuple(use for use in uses if use.base in (one.name, None)),
+            )
+        )
+    return Report(datetime.now(UTC), version("taps-registry"), base or "", tuple(reports))
+
+
+def read_history(path: Path) -> History:
+    """What a run wrote down; nothing if the file is missing or damaged: no other part of the registry depends on it."""
+    try:
+        epochs: Sequence[Mapping[str, Any]] = json.loads(path.read_text("utf-8"))
+        best = max((int(one["epoch"]) for one in epochs if one["best"]), default=0)
+        scored = [EpochScores(int(one["epoch"]), _finite(one.get("scores", {}))) for one in epochs]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return History()
+    return History(tuple(epoch for epoch in scored if epoch.scores), best)
+
+
+def _finite(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(score) for name, score in scores.items() if math.isfinite(score)}

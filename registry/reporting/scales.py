@@ -1,0 +1,91 @@
+"""Axes: round numbers that a reader can hold a chart against, and where values lie between its ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis, in per cent of its length."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values on a line.
+
+    Attributes:
+        low: value at its beginning.
+        high: value at its end, above ``low``.
+        ticks: round values in between.
+        logarithmic: equal distances are equal ratios; both ends are then above zero.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[Tick, ...]
+    logarithmic: bool = False
+
+    def at(self, value: float) -> float:
+        """Where ``value`` lies, in per cent."""
+        low, high, place = self.low, self.high, value
+        if self.logarithmic:
+            low, high, place = math.log10(low), math.log10(high), math.log10(max(value, self.low))
+        return 100 * min(1.0, max(0.0, (place - low) / (high - low)))
+
+
+def linear(values: Iterable[float], label: Callable[[float], str], *, most: int = 5, snug: bool = False) -> Axis:
+    """An axis around ``values``, of which there is at least one, that begins and ends at round numbers.
+
+    Args:
+        values: that shall lie on it.
+        label: of a round value.
+        most: steps between ticks.
+        snug: end a little beyond the values instead, to waste no room; ticks are round all the same.
+    """
+    found = list(values)
+    low, high = min(found), max(found)
+    if high - low < 1e-9:
+        low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
+    step = _round_step((high - low) / most)
+    if snug:
+        bare = Axis(low - (high - low) / 20, high + (high - low) / 20, ())
+        first, last = math.ceil(bare.low / step), math.floor(bare.high / step)
+    else:
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        bare = Axis(first * step, last * step, ())
+    ticks = tuple(Tick(bare.at(index * step), label(index * step)) for index in range(first, last + 1))
+    return Axis(bare.low, bare.high, ticks)
+
+
+def logarithmic(values: Iterable[float], label: Callable[[float], str], *, most: int = 6) -> Axis:
+    """An axis around ``values``, of which there is at least one, all above zero; ticks at 1, 2 or 5 times powers of 10.
+
+    Args:
+        values: that shall lie on it.
+        label: of a round value.
+        most: ticks.
+    """
+    found = list(values)
+    low, high = min(found) / 1.3, max(found) * 1.3
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        marks = [value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high]
+        if len(marks) <= most:
+            break
+    marks = marks[:: math.ceil(len(marks) / most)] if marks else found[:1]
+    bare = Axis(low, high, (), logarithmic=True)
+    return Axis(low, high, tuple(Tick(bare.at(mark), label(mark)) for mark in marks), logarithmic=True)
+
+
+def _round_step(least: float) -> float:
+    """The smallest round number that is at least so much."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * step for step in STEPS if power * step >= least * (1 - 1e-9))

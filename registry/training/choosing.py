@@ -1,0 +1,74 @@
+"""``--encoding auto``: the smallest artifact that is right about as often on the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...plugins.encodings import COMPRESSED
+from ..models.bases import LoadedBase
+from ..store.artifact import recode_artifact
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artifact in a folder of drafts, in this encoding; ``exact`` if it decodes to the same bits as its source."""
+
+    path: Path
+    encoding: str
+    exact: bool
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+
+def recoded(source: Path, folder: Path, base: LoadedBase, name: str) -> Draft:
+    """Write an artifact anew in the encoding of this name. Raises PluginError, IntegrityError or StorageError."""
+    encoding = base.plugins.encoding(name)
+    path = folder / f"{name}.safetensors"
+    recode_artifact(path, source, base.tensors, encoding, base.plugins)
+    return Draft(path, name, encoding.exact)
+
+
+def choose(
+    source: Path,
+    folder: Path,
+    base: LoadedBase,
+    tolerance: float,
+    accuracy: Callable[[Path], float],
+    note: Callable[[str], None],
+) -> Draft:
+    """Write an artifact in every encoding there is, and take the smallest file that comes near enough.
+
+    Args:
+        source: of an artifact.
+        folder: for drafts.
+        base: that it belongs to.
+        tolerance: points of accuracy, hundredths, that may be lost.
+        accuracy: on validation images, a share of 1, of the artifact at a path.
+        note: told of each file that was measured.
+    """
+    wanted = accuracy(source) - tolerance / 100
+    drafts = [_smaller(source, folder, base, name) for name in base.plugins.encodings()]
+    for draft in sorted(drafts, key=lambda draft: (draft.size, draft.encoding)):
+        if draft.exact:
+            return draft
+        found = accuracy(draft.path)
+        near = found >= wanted - 1e-9  # shares of a few images are no exact floats
+        note(
+            f"{draft.encoding}: {draft.size:,} bytes, {found:.2%} of the validation images right; "
+            f"{'taken' if near else 'too few'}."
+        )
+        if near:
+            return draft
+    return recoded(source, folder, base, "fp32")
+
+
+def _smaller(source: Path, folder: Path, base: LoadedBase, name: str) -> Draft:
+    """With or without compression, whichever file is smaller."""
+    plain, compressed = (recoded(source, folder, base, variant) for variant in (name, name + COMPRESSED))
+    kept, dropped = (compressed, plain) if compressed.size < plain.size else (plain, compressed)
+    dropped.path.unlink()
+    return kept

@@ -1,0 +1,174 @@
+"""A stored task in another encoding: a new version of it, from the file of its current one.
+
+1. The values of the artifact are decoded and written anew; factors in a form of their method's own stay as they are.
+2. The new file is measured as it reads back, on the images that the task was trained with if they are still there.
+3. Under the registry's lock one transaction holds it against the budgets and makes it the current version, and the file
+   enters the store. A crash before leaves the task as it was; a crash after, the new version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..catalog import bases, runs, tasks
+from ..context import Context
+from ..errors import DataError
+from ..folders import scratch
+from ..models.bases import LoadedBase, load
+from ..models.build import on_meta
+from ..records import Run, Task, TaskLayer
+from ..store.artifact import Header, is_exact, read_artifact, tensor_bytes
+from ..store.files import sha256
+from ..store.tensors import digest
+from .choosing import Draft, choose, recoded
+from .data import TaskData, open_data
+from .loop import make_accelerator
+from .progress import Progress
+from .result import measure_artifact
+from .settings import AUTO, TaskSettings
+
+
+def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Progress) -> Task:
+    """Store a task in another encoding. See the module for the steps.
+
+    Args:
+        context: of the registry.
+        name: of the task.
+        changes: the settings ``encoding``, ``encoding_tolerance`` and ``device``.
+        progress: who is told.
+
+    Returns:
+        The task in its new version; in its present one if it would be the same file, or with ``auto`` a larger one.
+
+    Raises:
+        SettingsError, PluginError, NotFoundError: before anything is read.
+        DataError: if ``auto`` cannot measure, since the images are gone or others.
+        BudgetError: if it does not fit.
+        BusyError: if the task has become another in the meantime.
+    """
+    with context.catalog.read() as session:
+        task = tasks.ready(session, name)
+        record = bases.get(session, task.base)
+        run = runs.get(session, task.run) if task.run else None
+    settings = replace(TaskSettings(**task.settings), **changes)
+    settings.check()
+    make_accelerator(settings.device, "fp32")
+    if settings.encoding != AUTO:
+        context.plugins.encoding(settings.encoding)
+    attempt = _Attempt(context, task, run, settings, load(context, record), progress)
+    with scratch(context.home) as folder:
+        draft = attempt.draft(folder)
+        if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= task.bytes):
+            progress.note(f"{name!r} is stored in {task.encoding} already, in {task.bytes:,} bytes: it stays as it is.")
+            return task
+        made = attempt.described(draft)
+        with context.home.lock(), context.catalog.write() as session:
+            tasks.recode(session, task, made)
+            context.store.put(draft.path)
+    with context.catalog.read() as session:
+        return tasks.get(session, name)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One task on its way to another encoding."""
+
+    context: Context
+    task: Task
+    run: Run | None
+    settings: TaskSettings
+    base: LoadedBase
+    progress: Progress
+
+    def draft(self, folder: Path) -> Draft:
+        """The new file."""
+        source = self.context.store.get(self.task.digest)
+        if self.settings.encoding == AUTO:
+            data = self._images()
+            tolerance = self.settings.encoding_tolerance
+            return choose(
+                source,
+                folder,
+                self.base,
+                tolerance,
+                lambda path: self._measure(path, data, ("val",))["val/accuracy"],
+                self.progress.note,
+            )
+        return recoded(source, folder, self.base, self.settings.encoding)
+
+    def described(self, draft: Draft) -> tasks.Published:
+        """What the catalog is told of the new file: counts and scores are those of the version it is made from."""
+        task = self.task
+        asked = {"encoding": self.settings.encoding, "encoding_tolerance": self.settings.encoding_tolerance}
+        return tasks.Published(
+            digest=sha256(draft.path),
+            bytes=draft.size,
+            method=task.method,
+            encoding=draft.encoding,
+            open_layers=task.open_layers,
+            gated_layers=task.gated_layers,
+            params=task.params,
+            classes=task.classes,
+            input=task.input or self.base.record.input,
+            metrics=self._metrics(draft),
+            settings={**task.settings, **asked},
+            layers=self._layers(draft),
+        )
+
+    def _layers(self, draft: Draft) -> tuple[TaskLayer, ...]:
+        sizes = tensor_bytes(draft.path)
+        with on_meta():
+            partition = self.base.partition(self.base.build(len(self.task.classes)))
+        tensors = {layer.name: layer.tensors for layer in (*partition.layers, *partition.norms)}
+        return tuple(
+            replace(layer, bytes=sum(sizes.get(name, 0) for name in tensors[layer.name])) for layer in self.task.layers
+        )
+
+    def _metrics(self, draft: Draft) -> dict[str, float]:
+        """Those of the earlier version if both decode to the same bits, else as measured; empty if that cannot be."""
+        header, before = self._decoded(self.context.store.get(self.task.digest))
+        _, after = self._decoded(draft.path)
+        if draft.exact and not is_exact(header, self.base.plugins):
+            self.progress.note(
+                f"{self.task.encoding} has rounded {self.task.name!r}, and {draft.encoding} keeps it as it is now: "
+                "what was lost does not come back."
+            )
+        if digest(before) == digest(after):
+            return dict(self.task.metrics)
+        try:
+            return self._measure(draft.path, self._images(), ("val", "test"))
+        except DataError as error:
+            self.progress.note(
+                f"{error} So the accuracy of the new version is not known; "
+                f"`taps-registry evaluate {self.task.name} --data DIR` measures it."
+            )
+            return {}
+
+    def _decoded(self, path: Path) -> tuple[Header, dict[str, Tensor]]:
+        return read_artifact(path, self.base.tensors, self.base.record.digest, self.base.plugins)
+
+    def _images(self) -> TaskData:
+        """The images of the run that trained the task. Raises DataError if they are gone or others."""
+        if self.run is None:
+            raise DataError(f"It is not known which images {self.task.name!r} was trained with.")
+        settings = self.settings
+        data = open_data(
+            settings.data,
+            settings.val_data,
+            settings.test_data,
+            seed=settings.seed,
+            skip_bad_images=settings.skip_bad_images,
+            progress=self.progress.checking,
+        )
+        if data.fingerprint != self.run.fingerprint:
+            raise DataError(f"The images in {settings.data} are not those that {self.task.name!r} was trained with.")
+        return data
+
+    def _measure(self, path: Path, data: TaskData, splits: Sequence[str]) -> dict[str, float]:
+        config = self.task.input or self.base.record.input
+        return measure_artifact(path, self.base, self.context.store.get, data, config, self.settings, splits)
