@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy
 import pytest
+from PIL import Image
+
+from taps_registry import Registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
 
+from benchmarks.published import run as published
+from benchmarks.published.protocols import PROTOCOLS
 from benchmarks.suite import make, rows, run, runs, tables
 from benchmarks.suite.bases import SMALL
 from benchmarks.suite.contenders import CONTENDERS
@@ -76,7 +81,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Plan:
         data=tmp_path / "data",
         size="tiny",
         tasks=("shapes",),
-        backbones=("resnet",),
+        backbones=("resnet34",),
         seeds=(0,),
         contenders=[CONTENDERS["full"], CONTENDERS["norm-only"]],
         epochs=1,
@@ -133,6 +138,17 @@ def test_a_rank_is_chosen_for_a_share_of_the_base(plan: run.Plan, tmp_path: Path
     lora = rows.read(tmp_path / "rows.csv")[0]
     assert lora.weights > 0
     assert 0.2 < lora.share <= 0.3
+
+
+@pytest.mark.usefixtures("here")
+def test_a_result_stored_again_comes_from_the_trained_one_whatever_was_before(plan: run.Plan, tmp_path: Path) -> None:
+    both = replace(CONTENDERS["full"], recoded=("1bit", "fp16"))
+    run.run(replace(plan, contenders=[both]), tmp_path / "rows.csv", 1)
+    trained, bits, halves = rows.read(tmp_path / "rows.csv")
+    assert [row.recoded for row in (trained, bits, halves)] == ["", "1bit", "fp16"]
+    assert bits.apart < halves.apart < trained.apart
+    assert halves.test == pytest.approx(trained.test, abs=0.05)  # not so if it came from single bits
+    assert trained.bytes == trained.header + trained.apart + 4 * trained.head
 
 
 def test_a_torn_line_is_passed_over_and_written_again(tmp_path: Path) -> None:
@@ -203,6 +219,48 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
 def test_a_marked_place_is_filled_and_the_rest_left_alone() -> None:
     text = "before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n"
     assert tables.filled(text, "new") == "before\n<!-- benchmark -->\n\nnew\n\n<!-- /benchmark -->\nafter\n"
+
+
+def stand_in(folder: Path, seed: int) -> None:
+    """Three classes of ten images of noise each."""
+    chance = numpy.random.default_rng(seed)
+    for name in ("one", "two", "three"):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(chance.integers(0, 256, (32, 32, 3), "uint8")).save(folder / name / f"{number}.png")
+
+
+def test_a_protocol_says_what_is_missing_and_runs_on_folders_of_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stand-ins: three noisy classes in the place of each data set."""
+    data, words = tmp_path / "data", ["--home", str(tmp_path / "home"), "--pretrained", "--device", "cpu"]
+    protocol = replace(PROTOCOLS["decathlon"], tasks=PROTOCOLS["decathlon"].tasks[:2])
+    monkeypatch.setitem(PROTOCOLS, "decathlon", protocol)
+    command = ["decathlon", "--data", str(data), *words, "--epochs", "1", "--batch-size", "8", "--augment", "none"]
+    assert published.main(command) == 1
+    assert str(data) in capsys.readouterr().err
+    for task in protocol.tasks:
+        stand_in(data / task.name / "train", seed=1)
+    assert published.main(command) == 1
+    assert f"aircraft: put its images into {data / 'aircraft' / 'val'}/CLASS/" in capsys.readouterr().err
+    for task in protocol.tasks:
+        stand_in(data / task.name / "val", seed=2)
+
+    def untrained(registry: Registry, *_: Any) -> None:
+        if not registry.bases():
+            registry.add_base("base", "test_resnet", random_init=True, input_size=32)
+
+    monkeypatch.setattr(published, "add_base", untrained)
+    chosen = [*command, "--methods", "head only", "TAPS"]
+    assert published.main(chosen) == 0
+    said = capsys.readouterr()
+    assert "aircraft: 3 classes, the published split has 100." in said.err
+    assert "| TAPS, paper |  |  | 78.70 |  |" in said.out
+    assert said.out.count("| TAPS, here |") == said.out.count("| head only, here |") == 1
+    monkeypatch.setattr(Registry, "add_task", None)  # everything is there: nothing is trained again
+    assert published.main(chosen) == 0
+    assert capsys.readouterr().out.partition("| TAPS, here")[2] == said.out.partition("| TAPS, here")[2]
 
 
 def test_every_command_that_make_prints_names_a_base_of_the_suite() -> None:

@@ -52,7 +52,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("full", {"method": "full"}),
         Contender("head-only", {"method": "head-only"}, pace=3.0),
         Contender("norm-only", {"method": "norm-only"}, pace=3.0),
-        Contender("last 10%", {"method": "hard-sharing", "share": "bottom", "own": "10%"}),
+        Contender("last 25%", {"method": "hard-sharing", "share": "bottom", "own": "25%"}),
         Contender("first 10%", {"method": "hard-sharing", "share": "top", "own": "10%"}),
         Contender("lora 5%", {"method": "lora"}, pace=3.0, share=0.05),
         Contender("lora 10%", {"method": "lora"}, pace=3.0, share=0.10),

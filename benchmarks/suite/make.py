@@ -60,7 +60,7 @@ def commands(out: Path, size: str) -> list[str]:
             f"taps-registry add-base {backbone.name} --model {backbone.model} --weights {weights} "
             f"--input-size {pixels} {options}"
         )
-    return [*lines, f"taps-registry add-task greek --base resnet --data {out / size / 'images' / 'greek'}"]
+    return [*lines, f"taps-registry add-task greek --base resnet34 --data {out / size / 'images' / 'greek'}"]
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from .tasks import SIZES
 TASKS = ("digits", "greek", "typefaces", "textures", "shapes", "counts")
 SEARCHED = ("greek", "textures")
 SEARCH_SEED = 0
-RATES = {"resnet": 2e-3, "densenet": 2e-3, "vit": 5e-4}
+RATES = {"resnet34": 2e-3, "densenet": 2e-3, "vit": 5e-4}
 RESULTS = Path("benchmarks/results")
 
 
@@ -191,7 +191,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1 if quick else 3, help="how many (default: 3)")
     for name, known, default in (
         ("tasks", make.TASKS, SEARCHED if quick else TASKS),
-        ("backbones", RATES, ("resnet",) if quick else RATES),
+        ("backbones", RATES, ("resnet34",) if quick else RATES),
         ("methods", CONTENDERS, CONTENDERS),
     ):
         parser.add_argument(f"--{name}", nargs="+", choices=list(known), default=list(default), metavar="NAME")

@@ -19,6 +19,7 @@ from typing import Any
 from taps_registry import Registry
 from taps_registry.registry.errors import TapsError
 from taps_registry.registry.records import Base, Task
+from taps_registry.registry.store.artifact import HEAD, read_header, tensor_bytes
 from taps_registry.registry.store.objects import ObjectStore
 
 from .contenders import Contender
@@ -164,17 +165,17 @@ def backbone_bytes(base: Base) -> int:
     return FLOAT * base.backbone_params
 
 
-def header_bytes(home: Registry, digest: str) -> int:
-    """The part of an object that names its tensors: the length that a safetensors file begins with, and the text."""
+def values_apart(home: Registry, digest: str) -> tuple[int, int]:
+    """Bytes of an artifact's values: all of them, and those that are not the head's."""
     path = ObjectStore(home.home / "objects").get(digest)
-    with path.open("rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
+    parts = {name: entry.part for name, entry in read_header(path).tensors.items()}
+    sizes = tensor_bytes(path)
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if parts[name] != HEAD)
 
 
 def described(row: Row, task: Task, base: Base, home: Registry) -> Row:
     """A row completed from a task as the catalog has it."""
-    header = header_bytes(home, task.digest)
-    apart = task.bytes - header - FLOAT * task.params.head
+    values, apart = values_apart(home, task.digest)
     return replace(
         row,
         encoding=task.encoding,
@@ -184,7 +185,7 @@ def described(row: Row, task: Task, base: Base, home: Registry) -> Row:
         norms=task.params.norms,
         head=task.params.head,
         bytes=task.bytes,
-        header=header,
+        header=task.bytes - values,
         apart=apart,
         share=apart / backbone_bytes(base),
         open=" ".join(layer.name for layer in task.layers if layer.open and layer.kind != "norm"),
