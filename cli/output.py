@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..registry.amounts import amount, share
 from .session import plain
 
 WIDE = 100_000  # columns there are in a file or a pipe: names must not be cut there, and short tables stay short
@@ -90,16 +91,9 @@ class Amount(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        text = str(value).strip().replace("_", "").replace(" ", "")
-        units: dict[str, int] = {"": 1, self.suffix.lower(): 1}
-        for power, letter in enumerate("kmgt", 1):
-            units |= {letter: 1000**power, f"{letter}{self.suffix}".lower(): 1000**power}
-            units |= {f"{letter}i": 1024**power, f"{letter}i{self.suffix}".lower(): 1024**power}
-        digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        unit = text[len(digits) :].lower()
         try:
-            return round(float(digits) * units[unit])
-        except (ValueError, KeyError, OverflowError):
+            return amount(str(value), self.suffix)
+        except ValueError:
             self.fail(f"{value!r} is no amount; an example: {self.example}", param, ctx)
 
 
@@ -109,8 +103,7 @@ class Share(click.ParamType[float]):
     name = "share"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip()
         try:
-            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            return share(str(value))
         except ValueError:
             self.fail(f"{value!r} is no share; examples: 0.005, 0.5%", param, ctx)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..plugins.methods import PENALTIES
 from ..registry.models.transforms import AUGMENTATIONS
 from ..registry.training.settings import GRANULARITIES, NORMS, PRECISIONS, SHARES, TaskSettings
 from .output import Amount, Share, number, percent, print_json, print_table, say, size, time
@@ -37,7 +38,9 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @setting("lr", float, "Learning rate. Default: that of the base's plugin.", "RATE")
 @setting("weight_decay", float, "Of gated layers towards the base, of the head's weight towards zero.", "RATE")
 @setting("score_lr", float, "Learning rate of the gates' scores.", "RATE")
-@setting("sparsity", float, "Strength of the penalty that closes gates.", "LAMBDA")
+@setting("budget", str, "What may be stored: 5% of the base, 2MB, 500k parameters, remaining/N.", "AMOUNT")
+@setting("sparsity", float, "Strength of the penalty that closes gates; where it begins, with a budget.", "LAMBDA")
+@setting("penalty", click.Choice(list(PENALTIES)), "What a gate weighs in it: all the same, or by size.")
 @setting("threshold", float, "A gate is open while its score is at least this.", "TAU")
 @setting("norms", click.Choice(NORMS), "The task's own norms, a gate for each, or the base's.")
 @setting("granularity", click.Choice(GRANULARITIES), "A gate a layer, or one for the layers of a block.")

@@ -79,7 +79,7 @@ def glyph(letter: str, family: str, chance: random.Random) -> Any:
         (side / 2 + chance.uniform(-6, 6), side / 2 + chance.uniform(-6, 6)),
         letter,
         fill=255,
-        font=_font(family, chance.choice((36, 42, 48, 54))),
+        font=font(family, chance.choice((36, 42, 48, 54))),
         anchor="mm",
     )
     turned = sheet.rotate(chance.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
@@ -91,7 +91,8 @@ def glyph(letter: str, family: str, chance: random.Random) -> Any:
 
 
 @cache
-def _font(family: str, points: int) -> Any:
+def font(family: str, points: int) -> Any:
+    """One of matplotlib's typefaces, by its name in ``FAMILIES``, for PIL."""
     import matplotlib
     from PIL import ImageFont
 

@@ -23,7 +23,10 @@ from ..architectures.pieces import Pieces, split, tensor_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .limits import Limit
+
 __all__ = [
+    "PENALTIES",
     "Adaptation",
     "Delta",
     "Factors",
@@ -36,6 +39,8 @@ __all__ = [
     "Stored",
 ]
 
+PENALTIES = {"uniform": 0.0, "root": 0.5, "size": 1.0}  # the power of a gate's size that the penalty weighs it with
+
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -46,7 +51,9 @@ class MethodSettings:
         lr: learning rate of the weights.
         weight_decay: decoupled decay; gated layers decay towards the base, the others towards zero.
         seed: of whatever the method draws.
-        sparsity: lambda, the strength of the penalty on scores or masks.
+        sparsity: lambda, the strength of the penalty on scores or masks; where it begins, if there are limits.
+        penalty: what a gate weighs in it: ``uniform``, the ``size`` of its layers, or the ``root`` of that.
+        limits: what may be stored; all of them hold.
         threshold: tau; a gate is open while its score is at least this.
         score_lr: learning rate of scores.
         norms: ``task`` (every task has its own), ``gated`` (a gate each) or ``frozen`` (those of the base).
@@ -65,6 +72,8 @@ class MethodSettings:
     weight_decay: float = 0.01
     seed: int = 0
     sparsity: float = 1.0
+    penalty: str = "uniform"
+    limits: tuple[Limit, ...] = ()
     threshold: float = 0.1
     score_lr: float = 0.01
     norms: str = "task"
@@ -243,6 +252,14 @@ class Adaptation:
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 0."""
 
+    def start_step(self, done: float) -> bool:
+        """Called before each step; ``done`` is the share of all steps behind it.
+
+        Returns:
+            Whether other parameters require gradients from this step on.
+        """
+        return False
+
     def after_backward(self) -> None:
         """Called with gradients as the backward pass left them; with fp16 they are still scaled."""
 
@@ -292,6 +309,11 @@ class Adaptation:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
+
+    def begin_again(self) -> None:
+        """Called after ``load_state_dict`` if settings that weights depend on have changed since: the run starts at its
+        first epoch, with the weights that it has.
+        """
 
 
 class Method(ABC):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..architectures import Layer, Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Live, Method, MethodSettings, Stored, head_and_norms, live_tensors
-from .gating import Scores, gate_groups, gates_settled
+from .gating import Scores, gate_groups
 
 
 @dataclass
@@ -84,12 +84,17 @@ class TapsAdaptation(Adaptation):
         self.gates = [
             Gate(layers, live_tensors(model, [name for layer in layers for name in layer.tensors])) for layers in groups
         ]
-        self.scores = Scores(groups, settings, next(model.parameters()).device)
+        sizes = [sum(live.base.numel() for live in gate.trainable()) for gate in self.gates]
+        costs = [Stored(frozenset(gate.tensors)) for gate in self.gates]
+        device = next(model.parameters()).device
+        self.scores = Scores(groups, settings, device, sizes, costs, Stored(self.always))
+        self._apply()
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
         """Set the scores' gradients, drop those of closed layers, and decay open ones towards the base."""
-        self.scores.set_gradients(torch.stack([gate.inner() for gate in self.gates]))
+        if self.scores.fixed is None:
+            self.scores.set_gradients(torch.stack([gate.inner() for gate in self.gates]))
         for gate in self.gates:
             for live in gate.trainable():
                 if gate.open:
@@ -101,6 +106,9 @@ class TapsAdaptation(Adaptation):
     def after_step(self) -> None:
         """Open and close gates as the scores now say."""
         super().after_step()
+        self._apply()
+
+    def _apply(self) -> None:
         for gate, wanted in zip(self.gates, self.scores.wanted(), strict=True):
             if wanted != gate.open:
                 gate.reopen() if wanted else gate.close()
@@ -127,8 +135,37 @@ class TapsAdaptation(Adaptation):
     def start_epoch(self, epoch: int) -> None:
         self.scores.start_epoch(epoch)
 
+    @torch.no_grad()
+    def start_step(self, done: float) -> bool:
+        fixed = self.scores.start_step(done)
+        if fixed:
+            self._fix()
+        return fixed
+
+    def _fix(self) -> None:
+        """Open and close gates for good: what is closed needs neither gradients nor its own values any more."""
+        self._apply()
+        moving = {id(live.owner) for gate in self.gates if gate.open for live in gate.trainable()}
+        for gate in self.gates:
+            for live in gate.trainable():
+                live.owner.requires_grad_(id(live.owner) in moving)
+            if not gate.open:
+                gate.parked = dict.fromkeys(gate.tensors, torch.empty(0))
+
+    def begin_again(self) -> None:
+        """Gates that were fixed may move again; closed ones start from the base."""
+        if self.scores.fixed is None:
+            return
+        self.scores.begin_again()
+        for gate in self.gates:
+            if not gate.open:
+                gate.parked = {name: live.base.clone() for name, live in gate.tensors.items()}
+            for live in gate.tensors.values():
+                live.owner.requires_grad_(live.owner.is_floating_point() and isinstance(live.owner, nn.Parameter))
+        self._apply()
+
     def settled(self, epoch: int) -> bool:
-        return gates_settled(epoch, self.settings.epochs)
+        return self.scores.settled(epoch)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gated layers decay towards the base instead of towards zero."""
@@ -156,14 +193,16 @@ class TapsAdaptation(Adaptation):
 
     def state_dict(self) -> dict[str, Any]:
         parked = {name: tensor for gate in self.gates for name, tensor in gate.parked.items()}
-        return {"scores": self.scores.values.detach(), "parked": parked}
+        return {"scores": self.scores.state_dict(), "parked": parked}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.scores.values.copy_(state["scores"])
+        self.scores.load_state_dict(state["scores"])
         for gate in self.gates:
-            if gate.layers[0].tensors[0] in state["parked"]:
-                gate.parked = {name: state["parked"][name].to(live.base.device) for name, live in gate.tensors.items()}
+            parked = {name: state["parked"][name] for name in gate.tensors if name in state["parked"]}
+            gate.parked = {name: value.to(gate.tensors[name].base.device) for name, value in parked.items()}
+        if self.scores.fixed is not None:
+            self._fix()
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
@@ -176,7 +215,7 @@ class Taps(Method):
 
     name = "taps"
     summary = "the layers whose gate stayed open, the norms and the head"
-    options = frozenset({"sparsity", "threshold", "score_lr", "norms", "granularity"})
+    options = frozenset({"sparsity", "penalty", "limits", "threshold", "score_lr", "norms", "granularity"})
 
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         return Stored(head_and_norms(partition, settings))

@@ -15,7 +15,7 @@ from torch import nn
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Method, MethodSettings, Stored, head_and_norms, no_gated_norms
-from .gating import Scores, gate_groups, gates_settled
+from .gating import Scores, gate_groups
 from .lora import low_rank_units
 from .reparametrised import Reparametrised, Unit, stored
 
@@ -26,19 +26,24 @@ class TapsLoraAdaptation(Reparametrised):
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
         units = low_rank_units(TapsLora.name, model, partition, settings)
         self.groups = gate_groups(partition.layers, settings.granularity)
-        self.scores = Scores(self.groups, settings, next(model.parameters()).device)
         named = {unit.live.name: unit for unit in units}
         self.gated = [
             [named[name] for layer in group for name in layer.tensors if name in named] for group in self.groups
         ]
-        super().__init__(model, partition, units, head_and_norms(partition, settings), settings)
+        always = head_and_norms(partition, settings)
+        sizes = [sum(unit.size().params for unit in gate) for gate in self.gated]
+        costs = [stored(gate, ()) for gate in self.gated]
+        device = next(model.parameters()).device
+        self.scores = Scores(self.groups, settings, device, sizes, costs, Stored(always))
+        super().__init__(model, partition, units, always, settings)
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
-        inner = [
-            torch.stack([_inner(unit) for unit in units]).sum() if units else torch.zeros(()) for units in self.gated
-        ]
-        self.scores.set_gradients(torch.stack([value.to(self.scores.values) for value in inner]))
+        if self.scores.fixed is None:
+            inner = [
+                torch.stack([_inner(unit) for unit in gate]).sum() if gate else torch.zeros(()) for gate in self.gated
+            ]
+            self.scores.set_gradients(torch.stack([value.to(self.scores.values) for value in inner]))
         for units, opened in zip(self.gated, self.scores.wanted(), strict=True):
             for factor in (factor for unit in units if not opened for factor in unit.factors.values()):
                 factor.grad = None  # a zero would let momentum and decay move a closed layer
@@ -52,8 +57,17 @@ class TapsLoraAdaptation(Reparametrised):
     def start_epoch(self, epoch: int) -> None:
         self.scores.start_epoch(epoch)
 
+    def start_step(self, done: float) -> bool:
+        """Fixed gates change what is computed, not which of the model's parameters require gradients."""
+        if self.scores.start_step(done):
+            self.write()
+        return False
+
+    def begin_again(self) -> None:
+        self.scores.begin_again()
+
     def settled(self, epoch: int) -> bool:
-        return gates_settled(epoch, self.settings.epochs)
+        return self.scores.settled(epoch)
 
     def score_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.scores.values], "weight_decay": 0.0}]
@@ -76,11 +90,11 @@ class TapsLoraAdaptation(Reparametrised):
         return tuple(LayerState(layer.name, opened[layer.name], scores[layer.name]) for layer in self.partition.layers)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "scores": self.scores.values.detach()}
+        return {**super().state_dict(), "scores": self.scores.state_dict()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.scores.values.copy_(state["scores"])
+        self.scores.load_state_dict(state["scores"])
         super().load_state_dict(state)
 
 
@@ -94,7 +108,9 @@ class TapsLora(Method):
 
     name = "taps-lora"
     summary = "a low-rank delta of the layers whose gate stayed open, the norms and the head"
-    options = frozenset({"sparsity", "threshold", "score_lr", "norms", "granularity", "rank", "alpha"})
+    options = frozenset(
+        {"sparsity", "penalty", "limits", "threshold", "score_lr", "norms", "granularity", "rank", "alpha"}
+    )
 
     def check(self, settings: MethodSettings) -> None:
         no_gated_norms(self, settings)

@@ -233,3 +233,14 @@ def payload(names: Iterable[str], tensors: Mapping[str, Tensor], roles: Mapping[
         encoding.nbytes(tuple(tensors[name].shape)) if is_encoded(name, tensors[name], roles) else tensors[name].nbytes
         for name in names
     )
+
+
+def lines(header: Header) -> int:
+    """Most bytes that a file with this header takes beside its tensors' own."""
+    index = {
+        key(name, part): {"dtype": "F8_E4M3", "shape": entry.shape, "data_offsets": [10**12, 10**12]}
+        for name, entry in header.tensors.items()
+        for part in entry.parts
+    }
+    document = {"__metadata__": {KEY: header.to_json()}, **index}
+    return 16 + len(json.dumps(document, separators=(",", ":")).encode())  # its length before it, padding after it

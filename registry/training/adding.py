@@ -25,6 +25,7 @@ from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsErr
 from ..folders import drop, drop_weights, held
 from ..home import check_name
 from ..records import Task
+from .budget import require_fit, require_kept
 from .estimating import least
 from .loop import CHECKPOINT, Outcome
 from .preparing import Prepared, check, prepare
@@ -90,7 +91,7 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
                 f"`taps-registry remove {name}` and add it anew."
             )
         with context.catalog.write() as session:
-            runs.update(session, run.id, state="running", settings=settings.as_json(), error="")
+            runs.update(session, run.id, state="running", settings=prepared.job.settings.as_json(), error="")
         attempt = _Attempt(context, name, run.id, folder, prepared, progress)
         return attempt.carry_out(fresh=False, tracked=run.tracker_run if run.tracker == settings.tracker else "")
 
@@ -98,6 +99,7 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
 def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
     """Take the name, unless the cheapest outcome already breaks a budget."""
     job = prepared.job
+    require_fit(job, name)
     cheapest = least(job)
     with context.catalog.write() as session:
         task = tasks.reserve(session, name, prepared.base.record.name)
@@ -190,6 +192,7 @@ class _Attempt:
         title = f"{self.name} on {self.base.record.name}"
         following.scores(outcome.delta.layers, self.settings.threshold, title)
         published = describe(result, self.job, metrics)
+        require_kept(self.job, result.delta.stored(), published.bytes, self.name)
         with self.context.home.lock(), self.context.catalog.write() as session:
             tasks.require_room(session, self.name, published)
             self.context.store.put(result.artifact)

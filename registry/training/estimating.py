@@ -9,6 +9,7 @@ from ..errors import BudgetError
 from ..home import check_name
 from ..models.measure import footprint, roles
 from ..records import Estimate, Footprint
+from .budget import require_fit
 from .loop import Job
 from .preparing import check, prepare
 from .progress import Progress
@@ -38,7 +39,7 @@ def estimate(context: Context, name: str, base: str, settings: TaskSettings, pro
         most=dearest,
         least_share=_share(cheapest, job),
         most_share=_share(dearest, job),
-        refused=_refused(context, name, base, cheapest),
+        refused=_refused(context, name, base, job, cheapest),
     )
 
 
@@ -60,10 +61,11 @@ def _share(size: Footprint, job: Job) -> float:
     return (size.params.weights + size.params.norms) / job.backbone_params
 
 
-def _refused(context: Context, name: str, base: str, cheapest: Footprint) -> str:
+def _refused(context: Context, name: str, base: str, job: Job, cheapest: Footprint) -> str:
     """What the budgets say to the cheapest outcome."""
     with context.catalog.read() as session:
         try:
+            require_fit(job, name)
             row = bases.row(session, base)
             budgets.require_room(session, row, cheapest.params.total, cheapest.bytes, name, at_least=True)
         except BudgetError as error:

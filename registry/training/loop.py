@@ -246,6 +246,8 @@ class Trainer:
     def _step(self, epoch: int, step: int, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
         """One step. Returns the mean loss over the batch and how many of it were right."""
         update = epoch * self.steps + step
+        if self.adaptation.start_step(update / (self.steps * self.settings.epochs)):
+            self._train_what_requires_gradients()
         for schedule in self.schedules:
             schedule.step_update(update)
         with self.accelerator.autocast():
@@ -269,6 +271,15 @@ class Trainer:
         self.optimiser.zero_grad()
         self.adaptation.after_step()
         return value, int((logits.argmax(dim=1) == labels).sum())
+
+    def _train_what_requires_gradients(self) -> None:
+        """Forget what the optimiser kept of parameters that train no more; other processes must hear of it too."""
+        for group in self.optimiser.param_groups:
+            for parameter in group["params"]:
+                if not parameter.requires_grad:
+                    self.optimiser.optimizer.state.pop(parameter, None)
+        if self.accelerator.num_processes > 1:
+            self.model = self.accelerator.prepare_model(self.raw)
 
     def _close_epoch(self, epoch: int, loss: float, accuracy: float) -> EpochResult:
         """Validate, keep the epoch if it is the best, write the checkpoint."""
@@ -350,6 +361,7 @@ class Trainer:
                 own[name].copy_(tensor)
         self.adaptation.load_state_dict(state["adaptation"])
         if state["trained_under"] != self.settings.trained_under():
+            self.adaptation.begin_again()
             return
         self.optimiser.load_state_dict(_with_tuples(state["optimiser"]))
         if self.score_optimiser is not None:

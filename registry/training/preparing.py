@@ -17,6 +17,7 @@ from ..home import check_name
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
+from .budget import limits, settle
 from .data import open_data
 from .loop import Common, Job, make_accelerator
 from .progress import Progress
@@ -57,8 +58,10 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         task: its name; a resumed one may be the first of its set.
 
     Raises:
-        DataError, IntegrityError, PluginError, SettingsError
+        BudgetError, DataError, IntegrityError, PluginError, SettingsError
     """
+    with context.catalog.read() as session:
+        settings = replace(settings, budget=settle(session, record.name, settings.budget))
     data = open_data(
         settings.data,
         settings.val_data,
@@ -93,7 +96,7 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         folder=Path(),
         common=common,
     )
-    return Prepared(base, job)
+    return Prepared(base, replace(job, method_settings=replace(job.method_settings, limits=limits(job))))
 
 
 def _require_enough(settings: TaskSettings, images: int) -> None:

@@ -7,16 +7,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ...plugins.methods import Method, MethodSettings
+from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..errors import SettingsError
 from ..models.transforms import AUGMENTATIONS
+from .budget import parse
 
 NORMS = ("task", "gated", "frozen")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 GRANULARITIES = ("layer", "block")
 SHARES = ("bottom", "top")
 METHOD_OPTIONS = frozenset(
-    {"sparsity", "threshold", "score_lr", "norms", "granularity", "rank", "alpha", "keep", "share", "own", "arguments"}
+    {
+        "sparsity",
+        "penalty",
+        "threshold",
+        "score_lr",
+        "norms",
+        "granularity",
+        "rank",
+        "alpha",
+        "keep",
+        "share",
+        "own",
+        "arguments",
+    }
 )
 FREELY_CHANGED = frozenset(
     {
@@ -33,9 +47,10 @@ FREELY_CHANGED = frozenset(
         "tracking_uri",
     }
 )
-TRAINED_UNDER = ("sparsity", "threshold", "score_lr", "lr", "weight_decay")
+TRAINED_UNDER = ("sparsity", "penalty", "budget", "threshold", "score_lr", "lr", "weight_decay")
 CHOICES = {
     "norms": NORMS,
+    "penalty": tuple(PENALTIES),
     "granularity": GRANULARITIES,
     "share": SHARES,
     "precision": tuple(PRECISIONS),
@@ -58,6 +73,8 @@ class TaskSettings:
         weight_decay: decoupled.
         score_lr: learning rate of the gates' scores.
         sparsity: lambda, the strength of the penalty on the scores.
+        penalty: what a gate weighs in it: ``uniform``, ``root`` or ``size``.
+        budget: what the task may store, such as ``5%``, ``2MB``, ``500k``, ``remaining/3``; empty for no limit.
         threshold: a gate is open while its score is at least this.
         norms: ``task``, ``gated`` or ``frozen``.
         granularity: ``layer`` or ``block``: what a gate decides on.
@@ -93,6 +110,8 @@ class TaskSettings:
     weight_decay: float = 0.01
     score_lr: float = 0.01
     sparsity: float = 1.0
+    penalty: str = "uniform"
+    budget: str = ""
     threshold: float = 0.1
     norms: str = "task"
     granularity: str = "layer"
@@ -136,6 +155,7 @@ class TaskSettings:
                 raise SettingsError(f"{option(name)} is a number from 0 upwards, not {value}.")
         if not math.isfinite(self.threshold):
             raise SettingsError(f"--threshold is a number, not {self.threshold}.")
+        parse(self.budget)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:

@@ -1,0 +1,1 @@
+"""Methods side by side on small tasks that are made on the spot; see benchmarks/README.md."""

@@ -1,0 +1,197 @@
+"""``--budget``: what a task may store, as a person says it and as a method steers towards it.
+
+``5%`` is a share of the base: the task's weights and norms, in bytes as encoded, against the base's backbone in
+float32. ``2MB`` is the size of the artifact's file, and ``500k`` a number of parameters; both with the head.
+``remaining/3`` is a third of what the budgets of the base and of the registry have left. Several, with commas between
+them, hold all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from ...plugins.architectures.pieces import Pieces
+from ...plugins.methods.limits import Limit
+from ..amounts import amount, share
+from ..catalog import bases, budgets
+from ..errors import BudgetError, SettingsError
+
+if TYPE_CHECKING:
+    from ...plugins.methods import Stored
+    from .loop import Job
+
+REMAINING = "remaining/"
+FLOAT = 4  # bytes
+DIGITS = 0.12345678901234567  # a score as long as scores get
+
+
+@dataclass(frozen=True)
+class Amount:
+    """One part of a budget: so many ``%`` of the base, ``bytes``, ``parameters``, or the ``remaining``'s fraction."""
+
+    value: float
+    unit: str
+    text: str
+
+
+def parse(text: str) -> tuple[Amount, ...]:
+    """The parts of a budget. Raises SettingsError for what is none."""
+    return tuple(_parse(part.strip()) for part in text.split(",")) if text else ()
+
+
+def _parse(text: str) -> Amount:
+    try:
+        if text.startswith(REMAINING):
+            found = Amount(int(text.removeprefix(REMAINING)), "remaining", text)
+        elif text.endswith("%"):
+            found = Amount(share(text), "%", text)
+        elif text.lower().endswith("b"):
+            found = Amount(amount(text), "bytes", text)
+        else:
+            found = Amount(amount(text, ""), "parameters", text)
+    except ValueError:
+        found = Amount(0, "", text)
+    if not 0 < found.value < float("inf"):
+        raise SettingsError(
+            f"--budget {text!r} is no budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
+            "remaining/3 (of what the registry's budgets have left), 5%,2MB (both)."
+        )
+    return found
+
+
+def settle(session: Session, base: str, text: str) -> str:
+    """The same budget with ``remaining/N`` put into numbers, which later tasks do not change.
+
+    Args:
+        session: of the catalog.
+        base: name of the base.
+        text: of the budget.
+
+    Raises:
+        BudgetError: if nothing is left, or there is no budget to take a part of.
+        SettingsError: for what is no budget.
+    """
+    settled: list[str] = []
+    for part in parse(text):
+        settled.extend(_remaining(session, base, int(part.value)) if part.unit == "remaining" else [part.text])
+    return ",".join(settled)
+
+
+def _remaining(session: Session, base: str, tasks: int) -> list[str]:
+    uses = budgets.for_base(session, bases.row(session, base))
+    left = [
+        ((limit - used) // tasks, unit)
+        for use in uses
+        for limit, used, unit in ((use.max_bytes, use.used_bytes, "B"), (use.max_params, use.used_params, ""))
+        if limit is not None
+    ]
+    if not left:
+        raise BudgetError(
+            f"--budget {REMAINING}{tasks} is a part of what a budget has left, and neither the registry nor the base "
+            f"{base!r} has one: `taps-registry budget set --base {base} --max-bytes 2GB`, or give --budget an amount."
+        )
+    if min(value for value, _ in left) <= 0:
+        raise BudgetError(f"The budget of the base {base!r} or of the registry is used up: nothing is remaining.")
+    return [f"{value}{unit}" for value, unit in left]
+
+
+def limits(job: Job) -> tuple[Limit, ...]:
+    """What the job's budget allows, in terms of its model's tensors."""
+    return tuple(_limit(job, part) for part in parse(job.settings.budget))
+
+
+def _limit(job: Job, part: Amount) -> Limit:
+    from ..models.measure import roles, values
+    from ..store.artifact import HEAD, payload
+
+    tensors, role = Pieces(job.model.state_dict()), roles(job.partition)
+    names = [*role, *(name for name in tensors if name not in role)]
+    if part.unit == "parameters":
+        return Limit(int(part.value), {name: values(tensors[name]) for name in names}, in_bytes=False)
+    sizes = {name: payload([name], tensors, role, job.encoding) for name in names}
+    if part.unit == "%":
+        allowed = int(part.value * FLOAT * job.backbone_params)
+        return Limit(allowed, {name: size for name, size in sizes.items() if role.get(name) != HEAD})
+    header, each = _lines(job, names, tensors, role)
+    priced = {name: size + each[name] for name, size in sizes.items()}
+    return Limit(int(part.value) - header, priced, each_factor=max(each.values()))
+
+
+def _lines(job: Job, names: Iterable[str], tensors: Pieces, role: Mapping[str, str]) -> tuple[int, dict[str, int]]:
+    """Most bytes that the file's header takes without any tensor, and for each tensor."""
+    import torch
+
+    from ..store.artifact import Entry, Gate, Header, is_encoded, lines
+
+    gates = (*job.partition.layers, *job.partition.norms)
+    empty = Header(
+        base="0" * 64,
+        method=job.method.name,
+        encoding=job.encoding.name,
+        classes=tuple(job.data.classes),
+        input=asdict(job.input),
+        layers=tuple(Gate(layer.name, open=False, score=DIGITS) for layer in gates),
+        tensors={},
+        extension=dict(job.common.arguments) if job.common else {},
+        common="0" * 64,
+    )
+    alone = lines(empty)
+    parts = {}
+    for dimensions in {tensor.ndim for tensor in tensors.values()}:
+        small = torch.zeros((2,) * dimensions)
+        parts[dimensions] = tuple(job.encoding.encode(small, small))
+    each = {}
+    for name in names:
+        tensor = tensors[name]
+        encoded = is_encoded(name, tensor, role)
+        entry = Entry(
+            role.get(name, "weights"),
+            job.encoding.name if encoded else "",
+            parts[tensor.ndim] if encoded else ("",),
+            tuple(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+        )
+        each[name] = lines(Header(**{**vars(empty), "tensors": {name: entry}})) - alone
+    return alone, each
+
+
+def require_fit(job: Job, task: str) -> None:
+    """Return if a run can end within the job's budget.
+
+    Raises:
+        BudgetError: if not even the cheapest outcome fits; or not the dearest one of a method that cannot steer.
+    """
+    method, settings = job.method, job.method_settings
+    steers = "limits" in method.options
+    stored = (method.least if steers else method.most)(job.model, job.partition, settings)
+    outcome = "least" if steers else "most"
+    advice = "--norms gated or frozen, an --encoding of fewer bits" if steers else "another --method, such as taps"
+    for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
+        used = limit.used(stored)
+        if used > limit.amount:
+            raise BudgetError(
+                f"--budget {part.text} leaves {max(0, limit.amount):,} {limit.unit} for {task!r}, and what it stores "
+                f"at {outcome} takes {used:,}: {used - limit.amount:,} too many. Give it more, or let it store less: "
+                f"{advice}."
+            )
+
+
+def require_kept(job: Job, stored: Stored, file: int, task: str) -> None:
+    """Return if what is to be stored is within the job's budget.
+
+    Args:
+        job: of the task.
+        stored: what its artifact holds.
+        file: bytes of the artifact.
+        task: its name.
+
+    Raises:
+        BudgetError
+    """
+    for limit, part in zip(job.method_settings.limits, parse(job.settings.budget), strict=True):
+        if not limit.holds(stored) or (part.unit == "bytes" and file > part.value):
+            raise BudgetError(f"What was trained for {task!r} does not fit --budget {part.text}.")
