@@ -12,15 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import Session
-
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
 from ..amounts import amount, share
-from ..catalog import bases, budgets
 from ..errors import BudgetError, SettingsError
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from ...plugins.methods import Stored
     from .loop import Job
 
@@ -82,6 +81,8 @@ def settle(session: Session, base: str, text: str) -> str:
 
 
 def _remaining(session: Session, base: str, tasks: int) -> list[str]:
+    from ..catalog import bases, budgets  # not above: `--help` reads this module, and does without SQLAlchemy
+
     uses = budgets.for_base(session, bases.row(session, base))
     left = [
         ((limit - used) // tasks, unit)
