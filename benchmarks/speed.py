@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -363,10 +364,9 @@ def _peak(options: Options, model: str, contender: str) -> dict[str, int]:
     """Bytes of a run's steps before and after its gates are fixed, beyond what the imports took."""
     import psutil
     import torch
-    from timm.optim import create_optimizer_v2  # noqa: F401  (imported before memory is looked at)
 
-    import taps_registry.registry.training.loop
-
+    for name in ("timm.optim", "taps_registry.registry.training.loop"):
+        import_module(name)  # their own memory is nobody's
     before = psutil.Process().memory_info().rss
     made = Composed(options, model) if contender == "composed" else Steps(options, model, contender)
     for _ in range(options.warmup):
