@@ -246,6 +246,8 @@ def _parametrise(trainer: Any) -> None:
     from torch import Tensor, nn
     from torch.nn.utils import parametrize
 
+    from taps_registry.plugins.architectures.pieces import tensor_of
+
     class Step(torch.autograd.Function):
         """1 from the threshold upwards; gradients pass straight through."""
 
@@ -270,12 +272,12 @@ def _parametrise(trainer: Any) -> None:
             return torch.zeros_like(weight)
 
     sums = []
-    for layer in trainer.job.partition.layers:
-        module = trainer.raw.get_submodule(layer.name)
-        for name in [name for name, _ in module.named_parameters(recurse=False)]:
-            made = Sum(getattr(module, name))
-            parametrize.register_parametrization(module, name, made)
-            sums.append(made)
+    for whole in dict.fromkeys(tensor_of(name) for name in trainer.job.partition.layer_tensors()):  # qkv is one here
+        path, _, name = whole.rpartition(".")
+        module = trainer.raw.get_submodule(path)
+        made = Sum(getattr(module, name))
+        parametrize.register_parametrization(module, name, made)
+        sums.append(made)
     scores = [made.score for made in sums]
     known = {id(score) for score in scores}
     weights = [parameter for parameter in trainer.raw.parameters() if id(parameter) not in known]
@@ -297,7 +299,7 @@ def _job(options: Options, model: str, method: str) -> Any:
     import torch
 
     from taps_registry.plugins.manager import PluginManager
-    from taps_registry.registry.models.build import input_config
+    from taps_registry.registry.models.build import has_fixed_size, input_config
     from taps_registry.registry.models.measure import parameters
     from taps_registry.registry.training.budget import limits
     from taps_registry.registry.training.data import TaskData
@@ -306,7 +308,7 @@ def _job(options: Options, model: str, method: str) -> Any:
     from taps_registry.registry.training.sources import Sample
 
     torch.manual_seed(0)
-    sized = {} if model.startswith("resnet") else {"img_size": options.pixels}
+    sized = {"img_size": options.pixels} if has_fixed_size(model) else {}
     built = timm.create_model(model, num_classes=CLASSES, **sized)
     plugins = PluginManager()
     architecture = plugins.architecture_for(built)
@@ -529,6 +531,34 @@ def loading(options: Options) -> Iterator[Ratio]:
             note = f"first epoch {100 * shares[0]:.1f} % of its time, later ones as given; {count} JPEGs of {size}"
             name = f"resnet18, {options.pixels} px: share of a step spent waiting, images {what}"
             yield summed_up("loading", name, shares[1:], target=0.5, note=note)
+        yield from _an_image(images, options.pixels)
+
+
+def _an_image(images: Path, pixels: int) -> Iterator[Ratio]:
+    """Where the time of one training image goes, in one process: decoding, transforming, taking it from memory."""
+    from taps_registry.registry.models.transforms import training_transform
+    from taps_registry.registry.records import InputConfig
+    from taps_registry.registry.training.images import Images
+    from taps_registry.registry.training.sources import find
+
+    samples = find(str(images))["train"].samples[:64]
+    config = InputConfig((3, pixels, pixels), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95, "center")
+    transform = training_transform(config, "standard")
+    decoded = [sample.image() for sample in samples]
+    plain = Images(samples, transform)
+    kept = Images(samples, transform, room=10**9)
+    works = {
+        "decoded": lambda: [sample.image() for sample in samples],
+        "transformed": lambda: [transform(image) for image in decoded],
+        "in all": lambda: [plain[index] for index in range(len(samples))],
+        "in all once kept": lambda: [kept[index] for index in range(len(samples))],
+    }
+    timers = {name: _timed(work) for name, work in works.items()}
+    rounds = [{name: timer() for name, timer in timers.items()} for _ in range(5)]
+    medians = {name: 1000 * statistics.median(each[name] for each in rounds) / len(samples) for name in works}
+    note = ", ".join(f"{name} {median:.2f} ms" for name, median in medians.items())
+    ratios = [each["in all once kept"] / each["in all"] for each in rounds]
+    yield summed_up("loading", f"{pixels} px: an image once kept / decoded each time", ratios, note=note)
 
 
 def _waiting(options: Options, images: Path, memory_for_images: int | None, epochs: int) -> list[float]:
