@@ -6,7 +6,7 @@ MODULES := $(shell find __init__.py cli migrations plugins registry -name '*.py'
 INSTALLED := .venv/.installed-$(MODULES)
 DEVELOPED := .venv/.developed-$(MODULES)
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs bench bench-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/taps-registry demo
@@ -23,6 +23,14 @@ check: $(DEVELOPED)
 
 docs: $(DEVELOPED)
 	$(BIN)/python docs/generate.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.suite.run
+	$(BIN)/python -m benchmarks.suite.tables --readme
+
+bench-quick: $(INSTALLED)
+	$(BIN)/python -m benchmarks.suite.run --quick
+	$(BIN)/python -m benchmarks.suite.tables --csv benchmarks/results/quick.csv
 
 clean:
 	rm -rf .venv build dist *.egg-info

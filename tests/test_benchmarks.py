@@ -52,7 +52,7 @@ def test_no_scan_of_a_digit_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr("benchmarks.suite.drawing.scan", note)
         list(TASKS["digits"].pictures(split, replace(TINY, train=1500, val=500, test=1500)))
-    assert [len(used[split]) for split in SPLITS] == [600, 200, 997]
+    assert [len(used[split]) for split in SPLITS] == [700, 200, 897]
     assert not used["train"] & used["val"]
     assert not used["test"] & (used["train"] | used["val"])
 
@@ -131,7 +131,7 @@ def test_a_rank_is_chosen_for_a_share_of_the_base(plan: run.Plan, tmp_path: Path
     run.run(replace(plan, contenders=[CONTENDERS["lora 10%"]]), tmp_path / "rows.csv", 1)
     lora = rows.read(tmp_path / "rows.csv")[0]
     assert lora.weights > 0
-    assert 0.05 < lora.share < 0.25  # of a network this small the file's header is a large part
+    assert 0.05 < lora.share <= 0.1
 
 
 def test_a_torn_line_is_passed_over_and_written_again(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ class Backbone:
         arguments: of ``timm.create_model``, beside the number of classes.
         lr: learning rate of the training from scratch.
         epochs: of it.
+        gradually: whether it first sees the letters' strokes alone, and their colours come in by and by. A ViT that
+            begins with colours learns nothing for long.
+        clip: the largest norm of a step's gradient.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Backbone:
     arguments: Mapping[str, Any]
     lr: float
     epochs: int
+    gradually: bool = False
+    clip: float = math.inf
 
     def complete(self, size: Size) -> dict[str, Any]:
         """All arguments: images are taken as they are, without the crop that photographs get."""
@@ -56,12 +61,14 @@ class Backbone:
 SMALL = (
     Backbone("resnet", "resnet18", {"channels": [32, 64, 128, 256]}, 2e-3, 7),
     Backbone("densenet", "densenet121", {"growth_rate": 40, "block_config": [1, 2, 4, 6]}, 2e-3, 7),
-    Backbone("vit", "vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}, 1e-3, 14),
+    Backbone(
+        "vit", "vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}, 1e-3, 14, True
+    ),
 )
 LARGE = (
     Backbone("resnet", "resnet50", {}, 2e-3, 12),
     Backbone("densenet", "densenet121", {}, 2e-3, 12),
-    Backbone("vit", "vit_small_patch16_224", {"patch_size": 8}, 5e-4, 30),
+    Backbone("vit", "vit_small_patch16_224", {"patch_size": 8}, 5e-4, 30, True, 1.0),
 )
 
 
@@ -89,9 +96,12 @@ def pretrain(backbone: Backbone, file: Path, size: Size, device: str = "cpu") ->
         if step % (len(labels) // BATCH) == 0:
             order = torch.randperm(len(labels))
         chosen = order[(step % (len(labels) // BATCH)) * BATCH :][:BATCH]
-        loss = functional.cross_entropy(model(pixels[chosen].to(device)), labels[chosen].to(device))
+        colours = min(1.0, max(0.0, (step / steps - 0.2) / 0.3)) if backbone.gradually else 1.0
+        seen = coloured(pixels[chosen].to(device), colours)
+        loss = functional.cross_entropy(model(seen), labels[chosen].to(device))
         optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), backbone.clip)
         optimiser.step()
         schedule.step()
     reached = accuracy(model.eval(), *letters(size, model, "val"))
@@ -100,6 +110,15 @@ def pretrain(backbone: Backbone, file: Path, size: Size, device: str = "cpu") ->
     save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, draft)
     draft.rename(file)
     return reached
+
+
+def coloured(pixels: Tensor, share: float) -> Tensor:
+    """Images ``(N, 3, side, side)`` with a share of their colours; at 0 how far each pixel is from the border's."""
+    if share == 1:
+        return pixels
+    rim = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[..., 0], pixels[..., -1]], dim=2)
+    paper = rim.median(dim=2).values[..., None, None]
+    return share * pixels + (1 - share) * (pixels - paper).abs().mean(dim=1, keepdim=True)
 
 
 def letters(size: Size, model: nn.Module, split: str) -> tuple[Tensor, Tensor]:

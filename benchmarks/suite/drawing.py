@@ -144,8 +144,8 @@ def scene(mask: Array, rng: Generator, *, clutter: int, contrast: float, noise: 
     ink = apart((paper + shade) / 2, rng, contrast)
     pixels = blend(clouds(side, 3, rng), paper, shade)
     for _ in range(int(rng.integers(0, clutter + 1))):
-        pixels = _over(pixels, stroke(side, rng), apart(paper, rng, contrast / 2))
-    return finished(_over(pixels, mask, ink), rng, noise)
+        pixels = over(pixels, stroke(side, rng), apart(paper, rng, contrast / 2))
+    return finished(over(pixels, mask, ink), rng, noise)
 
 
 def finished(pixels: Array, rng: Generator, noise: float) -> Array:
@@ -164,9 +164,22 @@ def stroke(side: int, rng: Generator) -> Array:
     return numpy.asarray(sheet.resize((side, side), Image.Resampling.BOX), dtype="float32") / 255
 
 
-def _over(pixels: Array, mask: Array, tint: Array) -> Array:
+def over(pixels: Array, mask: Array, tint: Array) -> Array:
+    """Pixels of 0..1 with a colour where the mask is."""
     covered: Array = pixels + (tint - pixels) * mask[..., None]
     return covered
+
+
+def spots(count: int, side: int, rng: Generator) -> list[Array]:
+    """Masks of round spots that do not touch."""
+    x, y = _grid(side)
+    found: list[tuple[float, float, float]] = []
+    while len(found) < count:
+        radius = rng.uniform(0.08, 0.18)
+        across, down = rng.uniform(-0.95 + radius, 0.95 - radius, 2)
+        if all(numpy.hypot(across - a, down - d) > radius + r + 0.1 for a, d, r in found):
+            found.append((across, down, radius))
+    return [((r - numpy.hypot(x - a, y - d)) * side / 2 + 0.5).clip(0, 1) for a, d, r in found]
 
 
 def regular(corners: int, inner: float = 1.0) -> Array:

@@ -36,8 +36,9 @@ class Row:
         val, test: accuracy of the stored file, read back, 0..1; empty with a ``note`` if there is none.
         weights, norms, head: parameters stored.
         bytes: of the file.
-        apart: of these, those that do not hold the head.
-        share: ``apart`` as a share of the base's bytes, its head apart as well.
+        header: of these, the text that names the tensors.
+        apart: the values without those of the head.
+        share: ``apart`` as a share of the base's backbone in float32, as ``--budget 5%`` means it.
         seconds: from the first image opened to the file stored.
         open: names of the layers stored, in forward order, separated by spaces.
         note: why there is no accuracy.
@@ -59,6 +60,7 @@ class Row:
     norms: int = 0
     head: int = 0
     bytes: int = 0
+    header: int = 0
     apart: int = 0
     share: float = 0.0
     seconds: float = 0.0
@@ -76,7 +78,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
-WHOLE = {"seed", "epochs", "weights", "norms", "head", "bytes", "apart"}
+WHOLE = {"seed", "epochs", "weights", "norms", "head", "bytes", "header", "apart"}
 REAL = {"val", "test", "share", "seconds"}
 
 

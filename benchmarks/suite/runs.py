@@ -18,6 +18,7 @@ from typing import Any
 from taps_registry import Registry
 from taps_registry.registry.errors import TapsError
 from taps_registry.registry.records import Base, Task
+from taps_registry.registry.store.objects import ObjectStore
 
 from .contenders import Contender
 from .rows import Row
@@ -158,13 +159,21 @@ def fitting_rank(home: Registry, job: Job, base: Base) -> int:
 
 
 def backbone_bytes(base: Base) -> int:
-    """What shares are shares of: the base's file without its classifier."""
-    return base.bytes - FLOAT * (base.params - base.backbone_params)
+    """What shares are shares of, as those of ``--budget``: the base's parameters in float32, its classifier apart."""
+    return FLOAT * base.backbone_params
+
+
+def header_bytes(digest: str) -> int:
+    """The part of an object that names its tensors: the length that a safetensors file begins with, and the text."""
+    path = ObjectStore(_homes[0].home / "objects").get(digest)
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def described(row: Row, task: Task, base: Base) -> Row:
     """A row completed from a task as the catalog has it."""
-    apart = task.bytes - FLOAT * task.params.head
+    header = header_bytes(task.digest)
+    apart = task.bytes - header - FLOAT * task.params.head
     return replace(
         row,
         encoding=task.encoding,
@@ -174,6 +183,7 @@ def described(row: Row, task: Task, base: Base) -> Row:
         norms=task.params.norms,
         head=task.params.head,
         bytes=task.bytes,
+        header=header,
         apart=apart,
         share=apart / backbone_bytes(base),
         open=" ".join(layer.name for layer in task.layers if layer.open and layer.kind != "norm"),

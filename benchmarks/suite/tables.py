@@ -1,6 +1,6 @@
 """Tables and pictures from the rows of the suite: ``python -m benchmarks.suite.tables``.
 
-Writes ``suite.md``, ``accuracy.svg`` and ``layers.svg`` beside the rows, and the first table into README.md.
+Writes ``suite.md`` and two pictures beside ``suite.csv``, and with ``--readme`` the first table into README.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from . import rows
 from .contenders import CONTENDERS
 from .rows import Row
-from .run import RESULTS, chosen
+from .run import RATES, RESULTS, chosen
+from .tasks import TASKS
 
 REFERENCE = "full"
 SHOWN = "taps 10%"  # whose layers the picture shows
@@ -31,6 +32,15 @@ def finals(found: Sequence[Row]) -> list[Row]:
     """The rows at the learning rate that its method and backbone ended with."""
     best = chosen(found)
     return [row for row in found if best.get((row.method, row.backbone), row.lr) == row.lr]
+
+
+def ordered(found: Iterable[Row]) -> list[Row]:
+    """Rows in an order that does not depend on which run finished first."""
+    places = {name: place for place, name in enumerate([*RATES, *TASKS])}
+    last = len(places)
+    return sorted(
+        found, key=lambda row: (places.get(row.backbone, last), places.get(row.task, last), row.task, row.seed)
+    )
 
 
 def label(row: Row) -> str:
@@ -147,13 +157,13 @@ def _of(found: Iterable[Row], name: str) -> list[Row]:
     return [row for row in found if label(row) == name]
 
 
-def page(found: Sequence[Row], name: str) -> str:
-    """The whole page in Markdown."""
+def page(found: Sequence[Row], stem: str) -> str:
+    """The whole page in Markdown, for rows of the file of this name."""
     last = finals(found)
     dates = sorted(row.date for row in last)
     places = sorted({row.machine for row in last})
     facts = (
-        f"{len(last)} rows of `{name}`, {dates[0][:10]} to {dates[-1][:10]}, on {', '.join(places)}; "
+        f"{len(last)} rows of `{stem}.csv`, {dates[0][:10]} to {dates[-1][:10]}, on {', '.join(places)}; "
         f"torch {last[0].torch}, timm {last[0].timm}; "
         f"{', '.join(str(epochs) for epochs in sorted({row.epochs for row in last}))} epochs a run."
     )
@@ -163,16 +173,16 @@ def page(found: Sequence[Row], name: str) -> str:
         facts,
         "Accuracy is on test images, of the stored file read back. *Against full* is the mean difference to full "
         "fine-tuning on the same task, backbone and seed, in points, with its standard error. Bytes are those of the "
-        "file, its header included, without the head's.",
+        "values stored, without the head's and without the text that names them.",
         overview(last),
-        "![Accuracy against bytes](accuracy.svg)",
+        f"![Accuracy against bytes]({stem}-accuracy.svg)",
         "## By backbone",
         "In brackets what a task takes of the base's bytes.",
         by(last, lambda row: row.backbone, shares=True),
         "## By task",
         by(last, lambda row: row.task, shares=False),
         f"## Which layers opened: {SHOWN}",
-        "![Layers opened, task by task](layers.svg)",
+        f"![Layers opened, task by task]({stem}-layers.svg)",
         "## Learning rates",
         "Each method tried three a backbone, on two tasks and one seed; the best by validation accuracy is this:",
         learning_rates(found),
@@ -269,14 +279,14 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, default=RESULTS / "suite.csv", help="rows that the runs left")
     parser.add_argument("--readme", action="store_true", help="put the first table into README.md as well")
     given = parser.parse_args()
-    found = rows.read(given.csv)
+    found = ordered(rows.read(given.csv))
     if not finals(found):
         print(f"{given.csv} has no rows. First: python -m benchmarks.suite.run", file=sys.stderr)
         return 1
     folder = given.csv.parent
-    (folder / f"{given.csv.stem}.md").write_text(page(found, given.csv.name), "utf-8")
-    accuracy_picture(finals(found), folder / "accuracy.svg")
-    layers_picture(finals(found), folder / "layers.svg")
+    (folder / f"{given.csv.stem}.md").write_text(page(found, given.csv.stem), "utf-8")
+    accuracy_picture(finals(found), folder / f"{given.csv.stem}-accuracy.svg")
+    layers_picture(finals(found), folder / f"{given.csv.stem}-layers.svg")
     if given.readme:
         README.write_text(filled(README.read_text("utf-8"), overview(finals(found))), "utf-8")
     return 0

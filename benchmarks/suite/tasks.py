@@ -19,12 +19,15 @@ import numpy
 from numpy.random import Generator
 from PIL import Image
 
-from taps_registry.cli.demo.pictures import CYRILLIC, FAMILIES, GREEK
+from taps_registry.cli.demo.pictures import FAMILIES
 
 from . import drawing
 from .drawing import Array
 
 SPLITS = ("train", "val", "test")
+GREEK = "βγδεζθλμξπστφχψω"  # letters that Latin does not have
+CYRILLIC = "бвгджзийлптфцчшэюя"
+TELLING = "aegkrtyGQR"  # letters that differ between typefaces
 UPRIGHT = "ABCDEFGJKLPQRTVYabcdefghkmrty234579"  # characters that look otherwise upside down or on their side
 
 
@@ -51,7 +54,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(pixels=32, train=48, val=24, test=24, letters=4),
-    "cpu": Size(pixels=32, train=600, val=200, test=1000, letters=200),
+    "cpu": Size(pixels=32, train=1000, val=240, test=960, letters=200),
     "gpu": Size(pixels=64, train=4000, val=1000, test=4000, letters=600),
 }
 
@@ -118,20 +121,20 @@ class Scans(Source):
 
         found = load_digits()
         order = numpy.random.default_rng(0).permutation(len(found.target))
-        mine = numpy.split(order, (600, 800))[SPLITS.index(split)]
+        mine = numpy.split(order, (700, 900))[SPLITS.index(split)]
         for index in range(size.images(split)):
             chosen = mine[index % len(mine)]
             label, rng = int(found.target[chosen]), self.stream(split, 0, index)
             mask = drawing.scan(found.images[chosen] / 16, size.pixels, rng, wobble=25)
-            yield Picture(str(label), drawing.scene(mask, rng, clutter=3, contrast=0.25, noise=0.08))
+            yield Picture(str(label), drawing.scene(mask, rng, clutter=2, contrast=0.35, noise=0.04))
 
 
 def alphabet(name: str, letters: str) -> Drawn:
     """Which letter it is."""
 
     def draw(label: int, side: int, rng: Generator) -> Array:
-        mask = drawing.glyph(letters[label], any_family(rng), side, rng)
-        return drawing.scene(mask, rng, clutter=3, contrast=0.25, noise=0.08)
+        mask = drawing.glyph(letters[label], any_family(rng), side, rng, wobble=45)
+        return drawing.scene(mask, rng, clutter=2, contrast=0.4, noise=0.04)
 
     titles = (unicodedata.name(letter).rpartition("SMALL LETTER ")[2] for letter in letters)
     return Drawn(name, tuple(title.lower().replace(" ", "-") for title in titles), draw)
@@ -143,21 +146,34 @@ def rotations(steps: int = 8) -> Drawn:
     def draw(label: int, side: int, rng: Generator) -> Array:
         letter = UPRIGHT[int(rng.integers(len(UPRIGHT)))]
         mask = drawing.glyph(letter, any_family(rng), side, rng, turn=360 / steps * label, wobble=12)
-        return drawing.scene(mask, rng, clutter=2, contrast=0.25, noise=0.06)
+        return drawing.scene(mask, rng, clutter=1, contrast=0.4, noise=0.03)
 
     return Drawn("rotations", tuple(f"{round(360 / steps * step):03d}" for step in range(steps)), draw)
 
 
 def typefaces() -> Drawn:
-    """In which typeface a Latin letter is set: what the bases learnt to overlook."""
-    families = tuple(FAMILIES)
+    """In which typeface a letter is set: what the bases learnt to overlook."""
+    families = ("sans", "sans-bold", "sans-oblique", "serif", "serif-bold", "mono", "times", "times-italic")
 
     def draw(label: int, side: int, rng: Generator) -> Array:
-        letter = string.ascii_letters[int(rng.integers(52))]
-        mask = drawing.glyph(letter, families[label], side, rng, wobble=4, sizes=(0.75, 0.95))
+        letter = TELLING[int(rng.integers(len(TELLING)))]
+        mask = drawing.glyph(letter, families[label], side, rng, wobble=3, sizes=(0.8, 0.95))
         return drawing.scene(mask, rng, clutter=0, contrast=0.4, noise=0.02)
 
     return Drawn("typefaces", families, draw)
+
+
+def counts(most: int = 7) -> Drawn:
+    """How many spots there are, of any size and colour."""
+
+    def draw(label: int, side: int, rng: Generator) -> Array:
+        ground = drawing.colour(rng)
+        pixels = drawing.blend(drawing.clouds(side, 3, rng), ground, drawing.colour(rng) * 0.3 + ground * 0.7)
+        for mask in drawing.spots(label + 1, side, rng):
+            pixels = drawing.over(pixels, mask, drawing.apart(ground, rng, 0.25))
+        return drawing.finished(pixels, rng, 0.05)
+
+    return Drawn("counts", tuple(str(number + 1) for number in range(most)), draw, far=True)
 
 
 def textures() -> Drawn:
@@ -168,10 +184,10 @@ def textures() -> Drawn:
         pattern = drawing.TEXTURES[titles[label]]
         field = pattern(*drawing.turned_grid(side, rng), rng.uniform(2.0, 4.0))
         ground = drawing.colour(rng)
-        pixels = drawing.blend(field, ground, drawing.apart(ground, rng, 0.12))
+        pixels = drawing.blend(field, ground, drawing.apart(ground, rng, 0.3))
         mask = drawing.glyph(string.ascii_letters[int(rng.integers(52))], any_family(rng), side, rng)
         pixels = pixels + (drawing.colour(rng) - pixels) * mask[..., None]
-        return drawing.finished(pixels, rng, 0.1)
+        return drawing.finished(pixels, rng, 0.05)
 
     return Drawn("textures", titles, draw, far=True)
 
@@ -182,7 +198,7 @@ def shapes() -> Drawn:
 
     def draw(label: int, side: int, rng: Generator) -> Array:
         mask = drawing.polygon(drawing.SHAPES[titles[label]], side, rng)
-        return drawing.scene(mask, rng, clutter=3, contrast=0.2, noise=0.08)
+        return drawing.scene(mask, rng, clutter=2, contrast=0.4, noise=0.04)
 
     return Drawn("shapes", titles, draw, far=True)
 
@@ -213,6 +229,7 @@ TASKS: dict[str, Source] = {
         typefaces(),
         textures(),
         shapes(),
+        counts(),
     )
 }
 
