@@ -10,7 +10,7 @@ import click
 from ..plugins.methods import PENALTIES
 from ..registry.models.transforms import AUGMENTATIONS
 from ..registry.training.settings import GRANULARITIES, NORMS, PRECISIONS, SHARES, TaskSettings
-from .output import Share, number, percent, print_json, print_table, say, size, time
+from .output import Amount, Share, number, percent, print_json, print_table, say, size, time
 from .session import Session, Verb, format_option
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @setting("device", str, "auto, cpu, cuda, cuda:1, mps.", "NAME")
 @setting("precision", click.Choice(list(PRECISIONS)), "Of the forward and backward pass.")
 @setting("workers", click.IntRange(min=0), "Processes that load images.", "N")
+@setting(
+    "image_memory", Amount("bytes"), "Memory for decoded images; 0 for none. Default: a quarter of what is free.", "2GB"
+)
 @setting("processes", click.IntRange(min=1), "Processes that train, one a device.", "N")
 @setting("tracker", str, "mlflow, csv, none, or a plugin's.", "NAME")
 @setting("tracking_uri", str, "A tracking server. Default: inside the registry.", "URI")

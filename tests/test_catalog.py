@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.orm import Session
 
 from taps_registry import Registry
 from taps_registry.registry.catalog import bases, budgets, costs, runs, schema, tasks
@@ -386,6 +388,83 @@ def test_times_come_back_in_utc(catalog: Catalog) -> None:
         assert offset is not None
         assert offset.total_seconds() == 0
         assert abs((now() - moment).total_seconds()) < 60
+
+
+# How the databases answer
+
+
+def plans(catalog: Catalog, ask: Callable[[Session], object]) -> list[str]:
+    """The plan of each query that ``ask`` runs, as the database explains it."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        asked.append((statement, parameters))
+
+    with catalog.read() as session:
+        event.listen(catalog.engine, "before_cursor_execute", note)
+        ask(session)
+        event.remove(catalog.engine, "before_cursor_execute", note)
+        explain = "EXPLAIN QUERY PLAN " if catalog.engine.dialect.name == "sqlite" else "EXPLAIN "
+        return [
+            "\n".join(str(line[-1]) for line in session.connection().exec_driver_sql(explain + statement, parameters))
+            for statement, parameters in asked
+            if statement.startswith("SELECT")
+        ]
+
+
+@pytest.fixture
+def filled(catalog: Catalog) -> Catalog:
+    """The catalog with three tasks, one of them in training, and budgets."""
+    for number, name in enumerate(("birds", "cars", "dogs")):
+        reserve(catalog, name, f"{number:032}")
+        if name != "dogs":
+            publish(catalog, name, f"{number:032}", replace(MADE, digest=f"{number:064}"))
+    with catalog.write() as session:
+        budgets.put(session, "base", 10_000, None)
+        budgets.put(session, None, None, 10_000)
+    return catalog
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda session: costs.report(session),
+        lambda session: costs.report(session, ["cars"], "base"),
+        lambda session: tasks.listing(session),
+        lambda session: tasks.listing(session, "base"),
+        lambda session: budgets.listing(session),
+        lambda session: budgets.require_room(session, bases.row(session, "base"), 1, 1, "more"),
+    ],
+    ids=["cost", "cost of a task", "tasks", "tasks of a base", "budget show", "room in the budgets"],
+)
+def test_the_long_table_of_layers_is_left_alone(filled: Catalog, ask: Callable[[Session], object]) -> None:
+    found = plans(filled, ask)
+    assert any("taps_artifacts" in plan for plan in found)
+    assert not [plan for plan in found if "artifact_layers" in plan]
+
+
+@pytest.mark.parametrize("by", ["layer", "kind"])
+def test_costs_by_layer_read_the_long_table_in_one_grouped_query(filled: Catalog, by: str) -> None:
+    (plan,) = [
+        plan for plan in plans(filled, lambda session: costs.report(session, by=by)) if "artifact_layers" in plan
+    ]
+    assert "group" in plan.lower() or "Aggregate" in plan
+
+
+def test_a_task_is_shown_with_its_own_layers_found_by_their_key(filled: Catalog) -> None:
+    (plan,) = [plan for plan in plans(filled, lambda session: tasks.get(session, "cars")) if "artifact_layers" in plan]
+    if filled.engine.dialect.name == "sqlite":  # PostgreSQL reads tables as short as these in full
+        assert "SEARCH taps_artifact_layers USING" in plan
+        assert "SCAN taps_artifact_layers" not in plan
+
+
+@pytest.mark.parametrize("ask", [lambda s: costs.report(s, by="layer"), tasks.listing, budgets.listing])
+def test_more_tasks_take_no_more_queries(filled: Catalog, ask: Callable[[Session], object]) -> None:
+    before = len(plans(filled, ask))
+    for number in range(10, 15):
+        reserve(filled, f"task{number}", f"{number:032}")
+        publish(filled, f"task{number}", f"{number:032}", replace(MADE, digest=f"{number:064}"))
+    assert len(plans(filled, ask)) == before
 
 
 # The whole way, with the catalog in PostgreSQL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 import struct
@@ -12,6 +13,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -21,6 +23,8 @@ from PIL import Image
 from taps_registry.registry.errors import DataError
 from taps_registry.registry.models.transforms import evaluation_transform, training_transform
 from taps_registry.registry.records import InputConfig
+from taps_registry.registry.training import cache as caches
+from taps_registry.registry.training.cache import Cache, free_memory, room
 from taps_registry.registry.training.data import open_data, open_images
 from taps_registry.registry.training.images import Images, training_loader
 from taps_registry.registry.training.sources import Sample
@@ -536,6 +540,123 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch(images: Path) -> None:
     made = augmented(open_data(str(images)).train[:5])
     loader, _ = training_loader(made, 6, 0)
     assert [len(labels) for _, labels in loader] == [5]
+
+
+# Images kept in memory
+
+
+class Counted:
+    """Gives the bytes of a file, and counts how often in the process that it is in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.times = 0
+
+    def __call__(self) -> bytes:
+        self.times += 1
+        return self.path.read_bytes()
+
+
+@pytest.fixture
+def mixed_sizes(tmp_path: Path) -> list[Sample]:
+    """Twelve images, no two of one size, some grey or with a palette."""
+    chance = numpy.random.default_rng(5)
+    samples = []
+    for number in range(12):
+        picture = Image.fromarray(chance.integers(0, 256, (20 + number, 40 - number, 3), dtype="uint8"))
+        picture = picture.convert(("RGB", "L", "P")[number % 3])
+        picture.save(tmp_path / f"{number}.png")
+        samples.append(Sample(f"{number}.png", number % 3, Counted(tmp_path / f"{number}.png")))
+    return samples
+
+
+def epochs(images: Images, workers: int, count: int = 3) -> list[torch.Tensor]:
+    """The pixels of some epochs from one loader."""
+    loader, sampler = training_loader(images, 4, workers)
+    found = []
+    for epoch in range(count):
+        sampler.epoch = images.epoch = epoch
+        found.append(torch.cat([pixels for pixels, _ in loader]))
+    return found
+
+
+@pytest.mark.parametrize("augment", ["standard", "none"])
+@pytest.mark.parametrize("bytes_to_keep", [0, 9000, 10**7], ids=["nothing kept", "some kept", "all kept"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_change_no_bit(mixed_sizes: list[Sample], augment: str, bytes_to_keep: int, workers: int) -> None:
+    transform = training_transform(INPUT, augment)
+    plain = epochs(Images(mixed_sizes, transform, 3), 0)
+    kept = Images(mixed_sizes, transform, 3, fixed=augment == "none", room=bytes_to_keep)
+    for expected, found in zip(plain, epochs(kept, workers), strict=True):
+        assert torch.equal(expected, found)
+    assert not torch.equal(plain[0], plain[1]), "epochs differ, in their order if in nothing else"
+    assert kept.cache.used <= bytes_to_keep
+    assert (kept.cache.used > 0) == (bytes_to_keep > 0)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_an_image_that_is_kept_is_decoded_once(mixed_sizes: list[Sample], fixed: bool) -> None:
+    made = Images(mixed_sizes, evaluation_transform(INPUT), fixed=fixed, room=10**7)
+    epochs(made, 0)
+    assert [sample.read.times for sample in mixed_sizes] == [1] * 12
+    pixels = sum(3 * (20 + number) * (40 - number) for number in range(12))
+    assert made.cache.used == (12 * 4 * 3 * 24 * 24 if fixed else pixels)
+
+
+def test_what_one_loader_process_decoded_the_others_and_this_one_have(mixed_sizes: list[Sample]) -> None:
+    made = Images(mixed_sizes, training_transform(INPUT, "standard"), room=10**7)
+    epochs(made, 2, count=1)
+    assert [sample.read.times for sample in mixed_sizes] == [0] * 12, "they decoded, not this process"
+    epochs(made, 0, count=1)
+    assert [sample.read.times for sample in mixed_sizes] == [0] * 12
+
+
+def test_images_that_do_not_fit_are_decoded_each_time(mixed_sizes: list[Sample]) -> None:
+    made = Images(mixed_sizes, training_transform(INPUT, "standard"), room=3 * 20 * 40 + 3 * 21 * 39)
+    for _ in range(3):
+        for index in range(12):
+            made[index]
+    assert [sample.read.times for sample in mixed_sizes] == [1, 1] + [3] * 10
+    assert made.cache.used == made.cache.limit
+
+
+def test_changing_a_tensor_leaves_the_kept_one_alone(mixed_sizes: list[Sample]) -> None:
+    made = Images(mixed_sizes, evaluation_transform(INPUT), fixed=True, room=10**7)
+    first = made[0][0].clone()
+    for _ in range(2):
+        made[0][0].zero_()
+        assert torch.equal(made[0][0], first)
+
+
+def test_a_cache_goes_to_a_spawned_process_empty() -> None:
+    full = Cache(2, 100, "uint8")
+    full.put(0, numpy.ones((1, 2, 3), "uint8"))
+    empty = pickle.loads(pickle.dumps(full))
+    empty.put(1, numpy.ones((1, 2, 3), "uint8"))
+    assert (full.used, empty.used, empty.get(0), empty.get(1)) == (6, 0, None, None)
+
+
+def test_a_quarter_of_the_free_memory_is_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "free_memory", lambda: 8000)
+    assert (room(None, 1), room(None, 2), room(600, 2), room(0, 1)) == (2000, 1000, 300, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"),
+    [("5000", 5000 - 3000 + 1500), ("max", None), ("1000", 0)],
+    ids=["a limit", "no limit", "over the limit"],
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int | None
+) -> None:
+    monkeypatch.setattr(caches, "GROUPS", tmp_path)
+    monkeypatch.setattr(caches, "_groups", lambda: [tmp_path])
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 1500\nactive_file 700\ninactive_file 800\n")
+    machine = 10**6 if free is None else free
+    monkeypatch.setattr(caches.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    assert free_memory() == machine
 
 
 @pytest.mark.filterwarnings("ignore")

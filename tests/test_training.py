@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -64,6 +65,12 @@ def test_the_same_seed_gives_the_same_artifact_and_another_seed_another(add: Add
 
 def test_the_number_of_workers_does_not_change_the_artifact(add: Add) -> None:
     assert add("none", **LONGER).digest == add("two", **LONGER, workers=2).digest
+    assert multiprocessing.active_children() == []
+
+
+def test_memory_for_images_does_not_change_the_artifact(add: Add) -> None:
+    sizes = {"none": 0, "some": 50_000, "all": None}
+    assert len({add(name, **LONGER, image_memory=size).digest for name, size in sizes.items()}) == 1
 
 
 def test_training_moves_the_callers_random_states_only_as_much_as_it_says(add: Add) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from taps_registry import Registry
 from taps_registry.registry.errors import NameTakenError, SettingsError, WeightsError
+from taps_registry.registry.models.build import without_drawing
 from taps_registry.registry.store.objects import ObjectStore
 from taps_registry.registry.store.tensors import digest
 
@@ -218,6 +219,39 @@ def test_random_weights_follow_their_seed_and_leave_the_global_one_alone(empty: 
         for name, seed in (("seed-1", 1), ("seed-1-again", 1), ("seed-2", 2))
     )
     assert first == again != other
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        (MODEL, {}),
+        ("test_vit", {}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}),
+        ("eva02_tiny_patch14_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}),
+    ],
+)
+def test_a_model_built_without_drawing_is_the_same_once_its_weights_are_loaded(
+    model: str, arguments: dict[str, Any]
+) -> None:
+    drawn = timm.create_model(model, **arguments)
+    before = torch.random.get_rng_state()
+    with without_drawing():
+        made = timm.create_model(model, **arguments)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not all(torch.equal(a, b) for a, b in zip(drawn.parameters(), made.parameters(), strict=True))
+    made.load_state_dict(drawn.state_dict())
+    for (name, first), (_, second) in zip(drawn.named_buffers(), made.named_buffers(), strict=True):
+        assert torch.equal(first, second), f"{name} is not in the state dict, and must be made all the same"
+    pixels = torch.randn(1, 3, *made.default_cfg["input_size"][1:])
+    assert torch.equal(drawn.eval()(pixels), made.eval()(pixels))
+
+
+def test_loading_a_task_draws_no_random_numbers(empty: Registry, images: Path) -> None:
+    empty.add_base("drawn", MODEL, random_init=True, input_size=PIXELS)
+    empty.add_task("still", "drawn", images, method="head-only", epochs=1, tracker="none", workers=0)
+    before = torch.random.get_rng_state()
+    empty.load("still", device="cpu")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

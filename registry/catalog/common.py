@@ -104,12 +104,6 @@ def leave(session: Session, task: TaskRow) -> None:
         session.delete(row)
 
 
-def of_tasks(session: Session) -> dict[int, str]:
-    """The name of the set that each task is in, by the task's id."""
-    query = select(CommonTaskRow.task_id, CommonRow.name).join(CommonRow)
-    return dict(session.execute(query).all())
-
-
 def usage(session: Session, base_id: int | None) -> tuple[int, int]:
     """Bytes and values of the objects of all sets on a base, or on all."""
     query = select(func.coalesce(func.sum(ObjectRow.size), 0), func.coalesce(func.sum(CommonRow.params), 0))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import Row, and_, case, func, select
 from sqlalchemy.orm import Session
 
 from ..errors import SettingsError
-from ..records import BaseCost, BudgetUse, CommonCost, CostReport, LayerCost, TaskCost, Total
+from ..records import BaseCost, BudgetUse, CommonCost, CostReport, LayerCost, Params, TaskCost, Total
 from . import bases, budgets, tasks
 from .tables import (
     ArtifactLayerRow,
@@ -54,16 +55,29 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
     return CostReport(tuple(costs), uses.get(None))
 
 
-def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> list[tuple[str, ArtifactRow]]:
+def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Current artifacts by name of their task: plain columns, since rows of the tables take three times as long."""
     query = (
-        select(TaskRow.name, ArtifactRow)
+        select(
+            TaskRow.name,
+            ArtifactRow.version,
+            ArtifactRow.method,
+            ArtifactRow.digest,
+            ArtifactRow.bytes,
+            ArtifactRow.open_layers,
+            ArtifactRow.gated_layers,
+            ArtifactRow.params_weights,
+            ArtifactRow.params_norms,
+            ArtifactRow.params_head,
+            ArtifactRow.metrics,
+        )
         .join(ArtifactRow, and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version))
         .where(TaskRow.base_id == base.id)
         .order_by(TaskRow.name)
     )
     if names:
         query = query.where(TaskRow.name.in_(names))
-    return list(session.execute(query))
+    return session.connection().execute(query).all()
 
 
 def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[CommonCost, ...]:
@@ -90,14 +104,14 @@ def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[Comm
 
 def _base_cost(
     base: BaseRow,
-    found: list[tuple[str, ArtifactRow]],
+    found: Sequence[Row[*tuple[Any, ...]]],
     common: tuple[CommonCost, ...],
     by: tuple[LayerCost, ...],
     use: BudgetUse | None,
 ) -> BaseCost:
     sets = {task: shared.name for shared in common for task in shared.tasks}
-    costs = tuple(_task_cost(name, artifact, base.backbone_params, sets.get(name, "")) for name, artifact in found)
-    files = {artifact.digest: artifact.bytes for _, artifact in found}
+    costs = tuple(_task_cost(row, base.backbone_params, sets.get(row.name, "")) for row in found)
+    files = {row.digest: row.bytes for row in found}
     total = Total(
         params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in common),
         bytes=base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in common}.values()),
@@ -109,18 +123,17 @@ def _base_cost(
     return BaseCost(base.name, base.params, base.object.size, costs, total, use, by, common)
 
 
-def _task_cost(name: str, artifact: ArtifactRow, backbone: int, common: str) -> TaskCost:
-    params = tasks.params(artifact)
+def _task_cost(row: Row[*tuple[Any, ...]], backbone: int, common: str) -> TaskCost:
     return TaskCost(
-        task=name,
-        version=artifact.version,
-        method=artifact.method,
-        open_layers=artifact.open_layers,
-        layers=artifact.gated_layers,
-        params=params,
-        bytes=artifact.bytes,
-        share_of_base=(params.weights + params.norms) / backbone,
-        metrics=artifact.metrics,
+        task=row.name,
+        version=row.version,
+        method=row.method,
+        open_layers=row.open_layers,
+        layers=row.gated_layers,
+        params=Params(row.params_weights, row.params_norms, row.params_head),
+        bytes=row.bytes,
+        share_of_base=(row.params_weights + row.params_norms) / backbone,
+        metrics=row.metrics,
         common=common,
     )
 

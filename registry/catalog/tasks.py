@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, select
+from sqlalchemy import Row, Select, and_, select
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, NameTakenError, NotFoundError
 from ..records import InputConfig, Params, Task, TaskLayer
 from . import bases, budgets, common
 from .common import PublishedCommon
-from .tables import ArtifactLayerRow, ArtifactRow, LayerRow, RunRow, TaskRow
+from .tables import ArtifactLayerRow, ArtifactRow, BaseRow, CommonRow, CommonTaskRow, LayerRow, RunRow, TaskRow
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,8 @@ def row(session: Session, name: str) -> TaskRow:
 def get(session: Session, name: str) -> Task:
     """A task with its layers. Raises NotFoundError."""
     row(session, name)
-    task, artifact = session.execute(_current().where(TaskRow.name == name)).one()
-    sets = common.of_tasks(session)
-    return record(task, artifact, _layers(session, artifact) if artifact else (), sets.get(task.id, ""))
+    found = session.execute(_current().where(TaskRow.name == name)).one()
+    return record(found, _layers(session, found.artifact) if found.version is not None else ())
 
 
 def ready(session: Session, name: str) -> Task:
@@ -195,8 +194,7 @@ def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
     query = _current().order_by(TaskRow.base_id, TaskRow.name)
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
-    sets = common.of_tasks(session)
-    return tuple(record(task, artifact, (), sets.get(task.id, "")) for task, artifact in session.execute(query))
+    return tuple(record(found) for found in session.connection().execute(query))
 
 
 def remove(session: Session, name: str) -> None:
@@ -212,52 +210,79 @@ def current_digests(session: Session) -> set[str]:
     return set(session.scalars(select(ArtifactRow.digest).join(TaskRow, joined)))
 
 
-def _current() -> Select[TaskRow, ArtifactRow | None]:
-    """Tasks with their current artifact, or None while they are in training."""
+def _current() -> Select[*tuple[Any, ...]]:
+    """Tasks, their base and set, and their current artifact, whose columns are null while they are in training.
+
+    It names columns because rows of the tables would be objects of their own, which take twice as long. Many rows are
+    best asked of the connection: the session would look at each of them once more.
+    """
     joined = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
-    return select(TaskRow, ArtifactRow).outerjoin(ArtifactRow, joined)
+    return (
+        select(
+            TaskRow.name,
+            BaseRow.name.label("base"),
+            TaskRow.state,
+            TaskRow.classes,
+            TaskRow.input,
+            TaskRow.created.label("reserved"),
+            CommonRow.name.label("common"),
+            ArtifactRow.id.label("artifact"),
+            ArtifactRow.version,
+            ArtifactRow.method,
+            ArtifactRow.encoding,
+            ArtifactRow.digest,
+            ArtifactRow.bytes,
+            ArtifactRow.open_layers,
+            ArtifactRow.gated_layers,
+            ArtifactRow.params_weights,
+            ArtifactRow.params_norms,
+            ArtifactRow.params_head,
+            ArtifactRow.metrics,
+            ArtifactRow.settings,
+            ArtifactRow.run_id,
+            ArtifactRow.created,
+        )
+        .join(BaseRow, TaskRow.base_id == BaseRow.id)
+        .outerjoin(ArtifactRow, joined)
+        .outerjoin(CommonTaskRow, CommonTaskRow.task_id == TaskRow.id)
+        .outerjoin(CommonRow, CommonTaskRow.common_id == CommonRow.id)
+    )
 
 
-def _layers(session: Session, artifact: ArtifactRow) -> Iterable[TaskLayer]:
+def _layers(session: Session, artifact: int) -> Iterable[TaskLayer]:
+    kept = ArtifactLayerRow
     query = (
-        select(ArtifactLayerRow, LayerRow)
-        .join(LayerRow, ArtifactLayerRow.layer_id == LayerRow.id)
-        .where(ArtifactLayerRow.artifact_id == artifact.id)
+        select(LayerRow.name, LayerRow.kind, LayerRow.stage, kept.open, kept.score, kept.params, kept.bytes)
+        .join(LayerRow, kept.layer_id == LayerRow.id)
+        .where(kept.artifact_id == artifact)
         .order_by(LayerRow.position)
     )
-    return (
-        TaskLayer(layer.name, layer.kind, layer.stage, kept.open, kept.score, kept.params, kept.bytes)
-        for kept, layer in session.execute(query)
-    )
+    return (TaskLayer(*found) for found in session.execute(query))
 
 
-def params(artifact: ArtifactRow) -> Params:
-    """The parts of what an artifact stores."""
-    return Params(artifact.params_weights, artifact.params_norms, artifact.params_head)
-
-
-def record(task: TaskRow, artifact: ArtifactRow | None, layers: Iterable[TaskLayer] = (), common_set: str = "") -> Task:
-    """What leaves the catalog of a row."""
-    if artifact is None:
-        return Task(name=task.name, base=task.base.name, state=task.state, created=task.created, common=common_set)
+def record(found: Row[*tuple[Any, ...]], layers: Iterable[TaskLayer] = ()) -> Task:
+    """What leaves the catalog of a row of ``_current``."""
+    common_set = found.common or ""
+    if found.version is None:
+        return Task(name=found.name, base=found.base, state=found.state, created=found.reserved, common=common_set)
     return Task(
-        name=task.name,
-        base=task.base.name,
-        state=task.state,
-        classes=tuple(task.classes),
-        version=artifact.version,
-        method=artifact.method,
-        encoding=artifact.encoding,
-        digest=artifact.digest,
-        bytes=artifact.bytes,
-        open_layers=artifact.open_layers,
-        gated_layers=artifact.gated_layers,
-        params=params(artifact),
-        metrics=artifact.metrics,
-        settings=artifact.settings,
-        run=artifact.run_id,
-        input=InputConfig.from_json(task.input) if task.input else None,
-        created=artifact.created,
+        name=found.name,
+        base=found.base,
+        state=found.state,
+        classes=tuple(found.classes),
+        version=found.version,
+        method=found.method,
+        encoding=found.encoding,
+        digest=found.digest,
+        bytes=found.bytes,
+        open_layers=found.open_layers,
+        gated_layers=found.gated_layers,
+        params=Params(found.params_weights, found.params_norms, found.params_head),
+        metrics=found.metrics,
+        settings=found.settings,
+        run=found.run_id,
+        input=InputConfig.from_json(found.input) if found.input else None,
+        created=found.created,
         common=common_set,
         layers=tuple(layers),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...plugins.architectures.pieces import Pieces, tensor_of
 from ..errors import IntegrityError
 from ..models.bases import LoadedBase
+from ..models.build import without_drawing
 from ..store.artifact import Header, read_artifact
 
 
@@ -38,7 +39,8 @@ def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path]) -> C
         PluginError: if it needs a method or encoding that is not installed.
     """
     header, changed = read_artifact(artifact, base.tensors, base.record.digest, base.plugins)
-    model = base.build(len(header.classes))
+    with without_drawing():
+        model = base.build(len(header.classes))
     needed = set(base.partition(model).head)
     if header.extension:
         plain = set(model.state_dict())

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
-from ..records import InputConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..records import InputConfig
 
 Transform = Callable[[Any], "Tensor"]
 

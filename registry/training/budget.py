@@ -12,15 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import Session
-
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
-from ..catalog import bases, budgets
 from ..errors import BudgetError, SettingsError
 from ..units import amount, share
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from ...plugins.encodings import Codec
     from ...plugins.methods import Stored
     from .loop import Job
@@ -83,6 +82,8 @@ def settle(session: Session, base: str, text: str) -> str:
 
 
 def _remaining(session: Session, base: str, tasks: int) -> list[str]:
+    from ..catalog import bases, budgets  # not above: `--help` reads this module, and does without SQLAlchemy
+
     uses = budgets.for_base(session, bases.row(session, base))
     left = [
         ((limit - used) // tasks, unit)

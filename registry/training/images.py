@@ -7,11 +7,14 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.transforms import Transform
+from .cache import Cache
 from .sources import Sample
 
 
@@ -22,21 +25,49 @@ class Images(Dataset[tuple[Tensor, int]]):
         samples: labelled images.
         transform: PIL image to ``(C, H, W)`` float32.
         seed: of its random choices.
+        fixed: whether it makes none.
+        room: bytes to keep images in once they are decoded, transformed too if the transform is fixed.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], transform: Transform, seed: int = 0, *, fixed: bool = False, room: int = 0
+    ) -> None:
         self.samples = samples
         self.transform = transform
         self.seed = seed
-        self.epoch = 0
+        self.fixed = fixed
+        self.cache = Cache(len(samples), room, "float32" if fixed else "uint8")
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # loader processes live for many epochs
+
+    @property
+    def epoch(self) -> int:
+        """What random choices depend on beside seed and index."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        sample = self.samples[index]
+        kept = self.cache.get(index)
+        if kept is not None and self.fixed:
+            return torch.from_numpy(kept.copy()), self.samples[index].label
+        image = self._decoded(index) if kept is None else Image.fromarray(kept)
         with seeded(mixed(self.seed, self.epoch, index)):
-            return self.transform(sample.image()), sample.label
+            made = self.transform(image)
+        if self.fixed:
+            self.cache.put(index, made.numpy())
+        return made, self.samples[index].label
+
+    def _decoded(self, index: int) -> Image.Image:
+        image = self.samples[index].image()
+        if not self.fixed:
+            self.cache.put(index, numpy.asarray(image))
+        return image
 
 
 class EpochSampler(Sampler[int]):
@@ -73,10 +104,13 @@ def mixed(seed: int, epoch: int, index: int) -> int:
     return random.Random(f"{seed}/{epoch}/{index}").getrandbits(63)  # noqa: S311  (no secret)
 
 
-def spare_workers(device: torch.device) -> int:
-    """Processes that may load images: beside a GPU most cores, beside training on few cores none."""
-    cores = os.cpu_count() or 1
-    return min(8, cores - 1) if device.type != "cpu" else min(4, max(0, cores // 2 - 1))
+def spare_workers(device: torch.device, processes: int = 1) -> int:
+    """Processes that may load images for one of ``processes`` that train.
+
+    Beside a GPU that is most cores; beside training on the CPU, which uses them all itself, few or none.
+    """
+    cores = (os.cpu_count() or 1) // processes
+    return max(0, min(16, cores - 1) if device.type != "cpu" else min(4, cores // 2 - 1))
 
 
 def training_loader(
@@ -85,7 +119,9 @@ def training_loader(
     """Shuffled batches of one size: a last smaller one would upset batch norms, so it is left out of the epoch."""
     sampler = EpochSampler(len(images), images.seed)
     size = min(batch_size, len(images))
-    return DataLoader(images, size, sampler=sampler, num_workers=workers, drop_last=True), sampler
+    keep = workers > 0
+    loader = DataLoader(images, size, sampler=sampler, num_workers=workers, drop_last=True, persistent_workers=keep)
+    return loader, sampler
 
 
 def evaluation_loader(images: Images, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:

@@ -25,6 +25,7 @@ from ..models.measure import footprint, roles
 from ..models.transforms import evaluation_transform, training_transform
 from ..records import Footprint, InputConfig
 from . import checkpoint
+from .cache import room
 from .data import TaskData
 from .evaluation import measure
 from .images import Images, evaluation_loader, mixed, spare_workers, training_loader
@@ -161,11 +162,20 @@ class Trainer:
 
     def _prepare_data(self) -> None:
         settings, job = self.settings, self.job
-        train = Images(job.data.train, training_transform(job.input, settings.augment), settings.seed)
-        workers = spare_workers(self.accelerator.device) if settings.workers is None else settings.workers
+        images = len(job.data.train) + len(job.data.val)
+        each = room(settings.image_memory, settings.processes) / images
+        train = Images(
+            job.data.train,
+            training_transform(job.input, settings.augment),
+            settings.seed,
+            fixed=settings.augment == "none",
+            room=int(each * len(job.data.train)),
+        )
+        spare = spare_workers(self.accelerator.device, settings.processes)
+        workers = spare if settings.workers is None else settings.workers
         loader, self.sampler = training_loader(train, settings.batch_size, workers)
         self.images = train
-        val = Images(job.data.val, evaluation_transform(job.input))
+        val = Images(job.data.val, evaluation_transform(job.input), fixed=True, room=int(each * len(job.data.val)))
         self.loader = self.accelerator.prepare(loader)
         self.val_loader = self.accelerator.prepare(evaluation_loader(val, settings.batch_size, workers))
         self.steps = len(self.loader)

@@ -42,6 +42,7 @@ FREELY_CHANGED = frozenset(
         "device",
         "precision",
         "workers",
+        "image_memory",
         "processes",
         "tracker",
         "tracking_uri",
@@ -94,6 +95,8 @@ class TaskSettings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``fp32``, ``bf16`` or ``fp16``, of the forward and backward pass.
         workers: processes that load images; None for as many as the machine can spare. Results do not depend on it.
+        image_memory: bytes to keep decoded images in; 0 for none, None for a quarter of the memory that is free when
+            training begins. Results do not depend on it.
         processes: processes that train, one a device.
         tracker: plugin that follows the run.
         tracking_uri: where to; empty for inside the registry.
@@ -130,6 +133,7 @@ class TaskSettings:
     device: str = "auto"
     precision: str = "fp32"
     workers: int | None = None
+    image_memory: int | None = None
     processes: int = 1
     tracker: str = "mlflow"
     tracking_uri: str = ""
@@ -141,6 +145,7 @@ class TaskSettings:
             ("epochs", 1),
             ("batch_size", 1),
             ("workers", 0),
+            ("image_memory", 0),
             ("processes", 1),
             ("input_size", 1),
             ("rank", 1),

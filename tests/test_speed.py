@@ -1,0 +1,50 @@
+"""The benchmarks of speed: that they run, measure what they say, and write it down. Not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def measured(script: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """What a script wrote."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    assert {"date", "command", "machine", "versions"} <= set(found)
+    return found
+
+
+def test_a_small_catalog_is_asked_every_question(tmp_path: Path) -> None:
+    arguments = ("--tasks", "30", "--layers", "5", "--rounds", "2", "--database", "sqlite")
+    found = measured("catalog.py", tmp_path / "catalog.json", *arguments)
+    asked = found["databases"]["sqlite"]
+    assert {"cost", "cost --by layer", "tasks", "budget show"} <= set(asked)
+    for name, answer in asked.items():
+        assert len(answer["seconds"]) == 2
+        assert answer["plans"], name
+        assert any("taps_artifact_layers" in plan for plan in answer["plans"]) == (
+            name in ("cost --by layer", "show (one task)")
+        )
+
+
+def test_steps_are_compared_with_gates_moving_and_fixed(tmp_path: Path) -> None:
+    arguments = ("--quick", "--part", "steps", "--model", "test_resnet", "--pixels", "32")
+    found = measured("speed.py", tmp_path / "speed.json", *arguments)
+    what = [result["what"] for result in found["results"]]
+    assert [text.partition(": ")[2] for text in what[:4]] == [
+        "a step of taps, gates moving / of full",
+        "a step of W0 + I*D in the forward pass / of full",
+        "a step of taps, gates moving / of W0 + I*D",
+        "a step of taps, gates fixed / of full",
+    ]
+    for result in found["results"]:
+        assert 0 < result["low"] <= result["ratio"] <= result["high"]
+    opened, layers = (int(word) for word in found["results"][3]["note"].split(" layers")[0].split(" of "))
+    assert 0 < opened < layers
