@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -22,6 +20,7 @@ from taps_registry.registry.records import Base, Task
 from taps_registry.registry.store.artifact import HEAD, read_header, tensor_bytes
 from taps_registry.registry.store.objects import ObjectStore
 
+from ..conditions import conditions
 from .contenders import Contender
 from .rows import Row
 from .tasks import SIZES
@@ -207,10 +206,9 @@ def _recoded(home: Registry, job: Job, base: Base) -> Iterator[Row]:
 
 @functools.cache
 def _place() -> dict[str, str]:
-    import timm
-    import torch
-
-    return {"commit": _commit(), "machine": _machine(), "torch": torch.__version__, "timm": timm.__version__}
+    found = conditions(("torch", "timm"))
+    machine = f"{found['machine']['cores']} x {found['machine']['processor']}"
+    return {"commit": _commit(), "machine": machine, **{name: found["versions"][name] for name in ("torch", "timm")}}
 
 
 def circumstances() -> dict[str, str]:
@@ -229,11 +227,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return said[0] + ("+" if said[1] else "")
-
-
-def _machine() -> str:
-    """Processor and number of cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} x {models[0] if models else platform.processor() or platform.machine()}"
