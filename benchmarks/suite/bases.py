@@ -57,7 +57,7 @@ class Backbone:
 
 
 SMALL = (  # as in the full-size ones, the largest layer of the ResNet has about a tenth of its parameters
-    Backbone("resnet34", "resnet34", {"channels": [24, 48, 96, 160]}, 2e-3, 10),
+    Backbone("resnet34", "resnet34", {"channels": [16, 32, 64, 128]}, 2e-3, 12),
     Backbone("densenet", "densenet121", {"growth_rate": 40, "block_config": [1, 2, 4, 6]}, 2e-3, 7),
     Backbone(
         "vit", "vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}, 1e-3, 36, True

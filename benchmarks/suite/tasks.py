@@ -54,7 +54,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(pixels=32, train=48, val=24, test=24, letters=4),
-    "cpu": Size(pixels=32, train=1000, val=240, test=960, letters=200),
+    "cpu": Size(pixels=32, train=800, val=200, test=1000, letters=200),
     "gpu": Size(pixels=64, train=4000, val=1000, test=4000, letters=600),
 }
 
