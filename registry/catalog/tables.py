@@ -175,7 +175,7 @@ class RunRow(Row):
 
 
 class ArtifactRow(Row):
-    """Versions of tasks. A row never changes."""
+    """Versions of tasks. A row never changes; `gc` may have taken the file of one that is not current."""
 
     __tablename__ = "taps_artifacts"
     __table_args__ = (UniqueConstraint("task_id", "version"),)
