@@ -193,16 +193,18 @@ def page(found: Sequence[Row], stem: str) -> str:
 
 
 def accuracy_picture(found: Sequence[Row], path: Path) -> None:
-    """Accuracy against bytes, one panel a backbone; full fine-tuning as a line."""
+    """Accuracy against bytes, one panel a backbone; full fine-tuning, and what stores nothing, as lines."""
     pyplot = _pyplot()
     backbones = list(dict.fromkeys(row.backbone for row in found))
-    figure, panels = pyplot.subplots(1, len(backbones), figsize=(4.2 * len(backbones), 3.8), squeeze=False, sharey=True)
+    figure, panels = pyplot.subplots(1, len(backbones), figsize=(4.2 * len(backbones), 4.4), squeeze=False, sharey=True)
     for panel, backbone in zip(panels[0], backbones, strict=True):
         here = [row for row in found if row.backbone == backbone]
         series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
         for name in labels(here):
             made = summarise(_of(here, name), _of(here, REFERENCE))
-            if made is not None and name != REFERENCE:
+            if made is not None and made.share == 0:
+                panel.axhline(100 * made.behind, color="grey", linestyle=":", label=f"{name}, nothing stored")
+            elif made is not None and name != REFERENCE:
                 error = 0.0 if made.error != made.error else 100 * made.error
                 series[_family(name)].append((100 * made.share, 100 * made.behind, error))
         for (family, points), marker in zip(series.items(), "osDv^<>PXh*pd", strict=False):
@@ -215,7 +217,7 @@ def accuracy_picture(found: Sequence[Row], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("points against full fine-tuning")
     handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=2 * len(backbones), fontsize=8)
     _save(figure, path)
 
 
