@@ -38,9 +38,9 @@ class Contender:
         return str(self.settings.get("encoding", "fp32"))
 
 
-def _taps(budget: str, encoding: str = "fp32", recoded: tuple[str, ...] = ()) -> Contender:
-    title = f"taps {budget}" if encoding == "fp32" else f"taps {budget} {encoding}"
-    settings = {"method": "taps", "budget": budget}
+def _taps(budget: str, encoding: str = "fp32", recoded: tuple[str, ...] = (), method: str = "taps") -> Contender:
+    title = f"{method} {budget}" if encoding == "fp32" else f"{method} {budget} {encoding}"
+    settings = {"method": method, "budget": budget}
     if encoding != "fp32":
         settings["encoding"] = encoding
     return Contender(title, settings, recoded=recoded)
@@ -54,6 +54,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("norm-only", {"method": "norm-only"}, pace=3.0),
         Contender("last 25%", {"method": "hard-sharing", "share": "bottom", "own": "25%"}),
         Contender("first 10%", {"method": "hard-sharing", "share": "top", "own": "10%"}),
+        Contender("lora 1%", {"method": "lora"}, pace=3.0, share=0.01),
         Contender("lora 5%", {"method": "lora"}, pace=3.0, share=0.05),
         Contender("lora 10%", {"method": "lora"}, pace=3.0, share=0.10),
         Contender("piggyback", {"method": "piggyback"}),
@@ -64,5 +65,9 @@ CONTENDERS: dict[str, Contender] = {
         _taps("20%"),
         _taps("1%", "int4"),
         _taps("1%", "int3"),
+        _taps("1%", "int4", method="taps-rank"),
+        _taps("2%", "int4", method="taps-rank"),
+        _taps("5%", "int4", method="taps-rank"),
+        _taps("10%", method="taps-rank"),
     )
 }

@@ -95,6 +95,7 @@ class CompressedEncoding(Compressed, Encoding):
     def __init__(self, inner: Encoding) -> None:
         super().__init__(inner)
         self.vectors = Compressed(inner.vectors or Float32())
+        self.factors = inner.factors
 
 
 def _decompress(frame: bytes, most: int) -> bytes:

@@ -54,6 +54,7 @@ class MethodSettings:
         sparsity: lambda, the strength of the penalty on scores or masks; where it begins, if there are limits.
         penalty: what a gate weighs in it: ``uniform``, the ``size`` of its layers, or the ``root`` of that.
         limits: what may be stored; all of them hold.
+        factors: form that the encoding in use has low-rank factors stored in; empty for 32 bits.
         threshold: tau; a gate is open while its score is at least this.
         score_lr: learning rate of scores.
         norms: ``task`` (every task has its own), ``gated`` (a gate each) or ``frozen`` (those of the base).
@@ -74,6 +75,7 @@ class MethodSettings:
     sparsity: float = 1.0
     penalty: str = "uniform"
     limits: tuple[Limit, ...] = ()
+    factors: str = ""
     threshold: float = 0.1
     score_lr: float = 0.01
     norms: str = "task"
@@ -256,9 +258,14 @@ class Adaptation:
         """Called before each step; ``done`` is the share of all steps behind it.
 
         Returns:
-            Whether other parameters require gradients from this step on.
+            Whether other parameters train from this step on: some require no gradients any more, and ``late_groups``
+            may have some that the optimiser does not know.
         """
         return False
+
+    def late_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser of the weights that came while training."""
+        return []
 
     def after_backward(self) -> None:
         """Called with gradients as the backward pass left them; with fp16 they are still scaled."""
@@ -324,12 +331,14 @@ class Method(ABC):
         summary: one line for ``taps-registry plugins`` and the docs.
         options: fields of ``MethodSettings`` beyond epochs, lr, weight_decay and seed that the method listens to;
             setting another one is an error, not a silent no-op. With ``arguments`` among them, ``--method-arg`` goes
-            to the method, which checks it.
+            to the method, which checks it. With ``limits``, what is stored is made to fit them.
+        needs_limits: whether the method cannot do without ``--budget``.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
+    needs_limits: ClassVar[bool] = False
 
     def check(self, settings: MethodSettings) -> None:  # noqa: B027  (nothing to refuse is the usual case)
         """Raise ValueError, with a text for the user, for settings that the method cannot work with."""

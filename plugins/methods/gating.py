@@ -1,4 +1,4 @@
-"""Scores and what they decide: one gate a layer, or one a block, shared by every method that gates."""
+"""Gates and what decides on them: one gate a layer, or one a block, shared by every method that gates."""
 
 from __future__ import annotations
 
@@ -12,44 +12,34 @@ from torch import Tensor, nn
 
 from ..architectures import Layer
 from . import PENALTIES, MethodSettings, Stored
-from .steering import FIXED_AT, Steering
+from .steering import Steering
 
 INITIAL_SCORE = 0.15  # above the paper's threshold of 0.1: every gate starts open
 
 
 class Scores:
-    """The scores of a model's gates, the penalty on them, and which gates are to be open.
+    """The scores of a model's gates, and the penalty ``lambda sum_l w_l |s_l|`` on them.
 
-    The penalty is ``lambda sum_l w_l |s_l|`` with ``w_l`` equal (``uniform``, the paper's ``1 / L``) or proportional to
-    the gate's size or the root of it, and of sum 1. With limits on what is stored, ``lambda`` is steered towards them,
-    and after a share of the run the gates are fixed.
+    The weights ``w_l`` are equal (``uniform``, the paper's ``1 / L``) or proportional to the gate's size or the root of
+    it; their sum is 1.
 
     Args:
         gates: the layers that each gate decides on, in forward order.
         settings: what the method was told.
         device: that the model trains on.
         sizes: values in each gate's layers.
-        costs: what each gate stores while open.
-        always: what is stored whatever the gates do.
     """
 
+    fixed = False
+
     def __init__(
-        self,
-        gates: Sequence[tuple[Layer, ...]],
-        settings: MethodSettings,
-        device: torch.device,
-        sizes: Sequence[int],
-        costs: Sequence[Stored],
-        always: Stored,
+        self, gates: Sequence[tuple[Layer, ...]], settings: MethodSettings, device: torch.device, sizes: Sequence[int]
     ) -> None:
         self.gates = tuple(gates)
         self.settings = settings
         self.values = nn.Parameter(torch.full((len(gates),), INITIAL_SCORE, device=device))
         weights: list[float] = [size ** PENALTIES[settings.penalty] for size in sizes]
         self.weights, self.total = torch.tensor(weights, device=device), sum(weights)
-        self.steering = Steering(settings.limits, costs, always) if settings.limits else None
-        self.possible = self.steering.possible() if self.steering else [True] * len(gates)
-        self.fixed: list[bool] | None = None
         self.penalised = False
 
     def start_epoch(self, epoch: int) -> None:
@@ -57,21 +47,12 @@ class Scores:
         self.penalised = epoch >= warmup_epochs(self.settings.epochs)
 
     def start_step(self, done: float) -> bool:
-        """Steer. ``done`` is the share of the run behind. Returns whether the gates are fixed from now on."""
-        if self.steering is None or self.fixed is not None:
-            return False
-        if done >= FIXED_AT:
-            self.fixed = self.steering.choose(self.values.tolist())
-            return True
-        if self.penalised:
-            self.steering.follow(self.wanted(), done)
+        """Scores move to the end of the run."""
         return False
 
     def strength(self) -> float:
-        """``lambda`` as it is now, over the sum of the weights."""
-        if not self.penalised or self.fixed is not None:
-            return 0.0
-        return self.settings.sparsity / self.total * (self.steering.multiplier if self.steering else 1.0)
+        """``lambda`` over the sum of the weights, or nothing yet."""
+        return self.settings.sparsity / self.total if self.penalised else 0.0
 
     def penalty(self) -> float:
         return self.strength() * float((self.weights * self.values.detach().abs()).sum())
@@ -86,22 +67,15 @@ class Scores:
 
     def wanted(self) -> list[bool]:
         """Which gates are to be open. The threshold counts as float32 has it, so that a stored 0.1 reaches 0.1."""
-        if self.fixed is not None:
-            return self.fixed
         threshold = torch.tensor(self.settings.threshold, dtype=torch.float32).item()
-        return [
-            possible and score >= threshold for possible, score in zip(self.possible, self.values.tolist(), strict=True)
-        ]
+        return [score >= threshold for score in self.values.tolist()]
 
     def settled(self, epoch: int) -> bool:
-        """Whether the result of this epoch may be the task's."""
-        return gates_settled(epoch, self.settings.epochs) if self.steering is None else self.fixed is not None
+        """The second half of a run: an earlier epoch is only more expensive, its gates have yet to close."""
+        return 2 * (epoch + 1) > self.settings.epochs
 
-    def begin_again(self) -> None:
-        """Let fixed gates move again, from the scores they have."""
-        self.fixed = None
-        if self.steering is not None:
-            self.steering.done = 0.0
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.values]
 
     def by_layer(self) -> dict[str, float]:
         """The score that decides on each layer."""
@@ -109,30 +83,35 @@ class Scores:
             layer.name: score for gate, score in zip(self.gates, self.values.tolist(), strict=True) for layer in gate
         }
 
+    def begin_again(self) -> None:
+        """Scores go on from where they are."""
+
     def state_dict(self) -> dict[str, Any]:
-        steering = self.steering
-        return {
-            "values": self.values.detach(),
-            "fixed": self.fixed,
-            "steering": [steering.multiplier, steering.done] if steering else None,
-        }
+        return {"values": self.values.detach()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.values.copy_(state["values"])
-        self.fixed = state["fixed"]
-        if self.steering is not None and state["steering"]:
-            self.steering.multiplier, self.steering.done = state["steering"]
+        if "values" in state:  # else the run had limits before
+            self.values.copy_(state["values"])
+
+
+def judge(
+    gates: Sequence[tuple[Layer, ...]],
+    settings: MethodSettings,
+    device: torch.device,
+    costs: Sequence[Stored],
+    always: Stored,
+    sizes: Sequence[int],
+) -> Scores | Steering:
+    """Who decides on gates: their scores, or what they are worth if there are limits. See these for the arguments."""
+    if settings.limits:
+        return Steering(gates, settings.limits, device, costs, always)
+    return Scores(gates, settings, device, sizes)
 
 
 def warmup_epochs(epochs: int) -> int:
     """Epochs without penalty: a tenth of the run, as the authors' 3 of 30."""
     return ceil(epochs / 10)
-
-
-def gates_settled(epoch: int, epochs: int) -> bool:
-    """The second half of a run: an earlier epoch is only more expensive, its gates have yet to close."""
-    return 2 * (epoch + 1) > epochs
 
 
 def gate_groups(layers: Iterable[Layer], granularity: str) -> list[tuple[Layer, ...]]:

@@ -31,7 +31,7 @@ class Unit(ABC):
         decays: whether weight decay pulls the factors towards 0; False where 0 is not the base's function.
     """
 
-    form: ClassVar[str]
+    form: str
     decays: ClassVar[bool] = True
 
     def __init__(self, live: Live, factors: Mapping[str, Tensor]) -> None:

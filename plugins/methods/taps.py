@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..architectures import Layer, Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Live, Method, MethodSettings, Stored, head_and_norms, live_tensors
-from .gating import Scores, gate_groups
+from .gating import gate_groups, judge
 
 
 @dataclass
@@ -87,13 +87,13 @@ class TapsAdaptation(Adaptation):
         sizes = [sum(live.base.numel() for live in gate.trainable()) for gate in self.gates]
         costs = [Stored(frozenset(gate.tensors)) for gate in self.gates]
         device = next(model.parameters()).device
-        self.scores = Scores(groups, settings, device, sizes, costs, Stored(self.always))
+        self.scores = judge(groups, settings, device, costs, Stored(self.always), sizes)
         self._apply()
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
         """Set the scores' gradients, drop those of closed layers, and decay open ones towards the base."""
-        if self.scores.fixed is None:
+        if not self.scores.fixed:
             self.scores.set_gradients(torch.stack([gate.inner() for gate in self.gates]))
         for gate in self.gates:
             for live in gate.trainable():
@@ -140,6 +140,8 @@ class TapsAdaptation(Adaptation):
         fixed = self.scores.start_step(done)
         if fixed:
             self._fix()
+        else:
+            self._apply()
         return fixed
 
     def _fix(self) -> None:
@@ -154,7 +156,7 @@ class TapsAdaptation(Adaptation):
 
     def begin_again(self) -> None:
         """Gates that were fixed may move again; closed ones start from the base."""
-        if self.scores.fixed is None:
+        if not self.scores.fixed:
             return
         self.scores.begin_again()
         for gate in self.gates:
@@ -177,7 +179,7 @@ class TapsAdaptation(Adaptation):
         return [{"params": list(gated.values()), "weight_decay": 0.0}, *others]
 
     def score_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [self.scores.values], "weight_decay": 0.0}]
+        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
 
     def penalty(self) -> float:
         return self.scores.penalty()
@@ -201,7 +203,7 @@ class TapsAdaptation(Adaptation):
         for gate in self.gates:
             parked = {name: state["parked"][name] for name in gate.tensors if name in state["parked"]}
             gate.parked = {name: value.to(gate.tensors[name].base.device) for name, value in parked.items()}
-        if self.scores.fixed is not None:
+        if self.scores.fixed:
             self._fix()
 
 

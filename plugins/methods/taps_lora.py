@@ -15,7 +15,7 @@ from torch import nn
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Method, MethodSettings, Stored, head_and_norms, no_gated_norms
-from .gating import Scores, gate_groups
+from .gating import gate_groups, judge
 from .lora import low_rank_units
 from .reparametrised import Reparametrised, Unit, stored
 
@@ -34,16 +34,17 @@ class TapsLoraAdaptation(Reparametrised):
         sizes = [sum(unit.size().params for unit in gate) for gate in self.gated]
         costs = [stored(gate, ()) for gate in self.gated]
         device = next(model.parameters()).device
-        self.scores = Scores(self.groups, settings, device, sizes, costs, Stored(always))
+        self.scores = judge(self.groups, settings, device, costs, Stored(always), sizes)
         super().__init__(model, partition, units, always, settings)
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
-        if self.scores.fixed is None:
+        if not self.scores.fixed:
+            like = self.units[0].live.base
             inner = [
                 torch.stack([_inner(unit) for unit in gate]).sum() if gate else torch.zeros(()) for gate in self.gated
             ]
-            self.scores.set_gradients(torch.stack([value.to(self.scores.values) for value in inner]))
+            self.scores.set_gradients(torch.stack([value.to(like) for value in inner]))
         for units, opened in zip(self.gated, self.scores.wanted(), strict=True):
             for factor in (factor for unit in units if not opened for factor in unit.factors.values()):
                 factor.grad = None  # a zero would let momentum and decay move a closed layer
@@ -58,8 +59,9 @@ class TapsLoraAdaptation(Reparametrised):
         self.scores.start_epoch(epoch)
 
     def start_step(self, done: float) -> bool:
-        """Fixed gates change what is computed, not which of the model's parameters require gradients."""
-        if self.scores.start_step(done):
+        """Gates change what is computed, not which of the model's parameters require gradients."""
+        if self.settings.limits:
+            self.scores.start_step(done)
             self.write()
         return False
 
@@ -70,7 +72,7 @@ class TapsLoraAdaptation(Reparametrised):
         return self.scores.settled(epoch)
 
     def score_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [self.scores.values], "weight_decay": 0.0}]
+        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
 
     def penalty(self) -> float:
         return self.scores.penalty()

@@ -42,6 +42,7 @@ class Rehearsal:
         self.pixels = pixels
         self.scale = scale
         self.adaptation = method.adapt(model, partition, settings)
+        self.steps = STEPS * settings.epochs
         groups = [group for group in self.adaptation.parameter_groups() if group["params"]]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr)
         scores = self.adaptation.score_groups()
@@ -59,6 +60,9 @@ class Rehearsal:
         self.model.eval()  # as validation does
 
     def _step(self, number: int) -> None:
+        if self.adaptation.start_step(number / self.steps):
+            for group in self.adaptation.late_groups():
+                self.optimiser.add_param_group(group)
         labels = torch.arange(number, number + BATCH) % CLASSES
         loss = functional.cross_entropy(self.model(noise(BATCH, self.pixels, seed=number)), labels)
         torch.autograd.backward(loss * self.scale)

@@ -182,7 +182,6 @@ class Trainer:
 
     def _prepare_optimisers(self) -> None:
         from timm.optim import create_optimizer_v2
-        from timm.scheduler import CosineLRScheduler
 
         method = self.adaptation.settings
         groups = [group for group in self.adaptation.parameter_groups() if group["params"]]
@@ -190,7 +189,12 @@ class Trainer:
         self.optimiser = self.accelerator.prepare(create_optimizer_v2(groups, opt="adamw", lr=method.lr, fused=fused))
         scores = self.adaptation.score_groups()
         self.score_optimiser = torch.optim.Adam(scores, lr=method.score_lr) if scores else None
-        total = self.steps * self.settings.epochs
+        self._prepare_schedules()
+
+    def _prepare_schedules(self) -> None:
+        from timm.scheduler import CosineLRScheduler
+
+        method, total = self.adaptation.settings, self.steps * self.settings.epochs
         self.schedules = [
             CosineLRScheduler(
                 optimiser,
@@ -247,7 +251,7 @@ class Trainer:
         """One step. Returns the mean loss over the batch and how many of it were right."""
         update = epoch * self.steps + step
         if self.adaptation.start_step(update / (self.steps * self.settings.epochs)):
-            self._train_what_requires_gradients()
+            self._train_others()
         for schedule in self.schedules:
             schedule.step_update(update)
         with self.accelerator.autocast():
@@ -272,12 +276,15 @@ class Trainer:
         self.adaptation.after_step()
         return value, int((logits.argmax(dim=1) == labels).sum())
 
-    def _train_what_requires_gradients(self) -> None:
-        """Forget what the optimiser kept of parameters that train no more; other processes must hear of it too."""
+    def _train_others(self) -> None:
+        """Forget what the optimiser kept of parameters that train no more, and let it know those that are new."""
         for group in self.optimiser.param_groups:
             for parameter in group["params"]:
                 if not parameter.requires_grad:
                     self.optimiser.optimizer.state.pop(parameter, None)
+        for group in self.adaptation.late_groups():
+            self.optimiser.optimizer.add_param_group(group)
+        self._prepare_schedules()
         if self.accelerator.num_processes > 1:
             self.model = self.accelerator.prepare_model(self.raw)
 
@@ -364,6 +371,7 @@ class Trainer:
         if state["trained_under"] != self.settings.trained_under():
             self.adaptation.begin_again()
             return
+        self._train_others()
         self.optimiser.load_state_dict(_with_tuples(state["optimiser"]))
         if self.score_optimiser is not None:
             self.score_optimiser.load_state_dict(_with_tuples(state["scores"]))

@@ -96,7 +96,8 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         folder=Path(),
         common=common,
     )
-    return Prepared(base, replace(job, method_settings=replace(job.method_settings, limits=limits(job))))
+    told = replace(job.method_settings, limits=limits(job), factors=job.encoding.factors)
+    return Prepared(base, replace(job, method_settings=told))
 
 
 def _require_enough(settings: TaskSettings, images: int) -> None:

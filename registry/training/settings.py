@@ -183,6 +183,8 @@ class TaskSettings:
         ]
         if unused:
             raise SettingsError(f"--method {method.name} has no use for {', '.join(unused)}; leave it out.")
+        if method.needs_limits and not self.budget:
+            raise SettingsError(f"--method {method.name} spends a budget: say which, such as --budget 1%.")
         try:
             method.check(self.for_method(0.0))
         except ValueError as error:

@@ -1,0 +1,72 @@
+"""low-rank-int8, -int4, -int3: the product of two thin matrices in few bits.
+
+Both factors are stored with a row and a scale for each rank: ``up`` as ``(r, C_out)``, ``down`` as ``(r, d)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..spec import Registrar, hookimpl
+from . import Form
+from .integers import Int3, Int4, Int8, Integers
+from .products import ordered_product
+
+UP, DOWN, SCALE = "up", "down", "-scale"
+
+
+class PackedLowRank(Form):
+    """``base + up^T down``, the base seen as a matrix of ``C_out`` rows.
+
+    Args:
+        integers: what the factors are put into.
+    """
+
+    def __init__(self, integers: Integers) -> None:
+        self.integers = integers
+        self.name = f"low-rank-{integers.name}"
+        self.summary = f"the base's weight plus the product of two thin matrices in {integers.bits} bits"
+
+    def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+        """What is stored of a product.
+
+        Args:
+            up: ``(C_out, r)`` float32 on the CPU.
+            down: ``(r, d)`` likewise.
+        """
+        return {**self._packed(UP, up.T.contiguous()), **self._packed(DOWN, down)}
+
+    def nbytes(self, rank: int, rows: int, columns: int) -> int:
+        """Bytes of the parts for a ``(rows, columns)`` matrix."""
+        return sum(self.integers.nbytes((rank, length)) for length in (rows, columns))
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        up = self._unpacked(parts, UP, len(base))
+        down = self._unpacked(parts, DOWN, prod(base.shape[1:]))
+        if len(up) != len(down):
+            raise ValueError(f"factors of ranks {len(up)} and {len(down)} have no product")
+        return base + ordered_product(up.T, down).reshape(base.shape)
+
+    def _packed(self, name: str, factor: Tensor) -> dict[str, Tensor]:
+        encoded = self.integers.encode(factor, torch.zeros_like(factor))
+        return {name + (SCALE if part else ""): tensor for part, tensor in encoded.items()}
+
+    def _unpacked(self, parts: Mapping[str, Tensor], name: str, length: int) -> Tensor:
+        """A factor of rows of this length. Raises ValueError for any other."""
+        if name not in parts or name + SCALE not in parts:
+            raise ValueError(f"expected {name} and its scale, found {', '.join(sorted(parts)) or 'nothing'}")
+        scale = parts[name + SCALE]
+        return self.integers.decode({"": parts[name], "scale": scale}, torch.zeros(scale.numel(), length))
+
+
+FORMS = {form.name: form for form in (PackedLowRank(integers) for integers in (Int8(), Int4(), Int3()))}
+
+
+@hookimpl
+def register_encodings(registrar: Registrar) -> None:
+    for form in FORMS.values():
+        registrar.encoding(form)

@@ -1,0 +1,263 @@
+"""TAPS by direction: of each layer's delta, the directions that are worth their bytes.
+
+A gate on a whole layer has to pay for all of it. Here every layer trains freely for a first share of the run, then its
+delta is decomposed, ``D = sum_i sigma_i u_i v_i^T``. With ``g^2`` the layer's mean squared gradient, an estimate of the
+curvature of the loss, leaving direction ``i`` out costs about ``g^2 sigma_i^2 / 2``; over all layers, the directions
+that cost most to leave out for the bytes they take are kept, as many as the limits allow. A layer without any is
+closed. What is kept trains on as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a
+beginning that the task has chosen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures import Partition
+from ..architectures.pieces import tensor_of
+from ..encodings.factors import FORMS
+from ..spec import Registrar, hookimpl
+from . import (
+    Adaptation,
+    LayerState,
+    Live,
+    Method,
+    MethodSettings,
+    Size,
+    Stored,
+    head_and_norms,
+    live_tensors,
+    no_gated_norms,
+)
+from .lora import LowRank
+from .reparametrised import Reparametrised, Unit, matrices
+
+FIXED_AT = 0.25  # share of the run
+MEMORY = 0.95  # of the mean squared gradients over steps
+PACE = 3.0  # learning rate of factors against that of weights
+
+
+class Directions(Unit):
+    """A weight with a delta of low rank.
+
+    Args:
+        live: the weight.
+        up: ``(C_out, r)``.
+        down: ``(r, d)``.
+        stored_as: name of the form of the factors.
+    """
+
+    def __init__(self, live: Live, up: Tensor, down: Tensor, stored_as: str) -> None:
+        self.form = stored_as
+        super().__init__(live, {"up": up, "down": down})
+
+    def weight(self) -> Tensor:
+        return self.live.base + (self.factors["up"] @ self.factors["down"]).reshape(self.live.base.shape)
+
+    def parts(self) -> dict[str, Tensor]:
+        up, down = (self.factors[name].detach().float().cpu() for name in ("up", "down"))
+        return FORMS[self.form].parts(up, down) if self.form in FORMS else {"up": up, "down": down}
+
+    def size(self) -> Size:
+        return size_of(len(self.factors["down"]), self.live, self.form)
+
+
+def size_of(rank: int, live: Live, form: str) -> Size:
+    """What factors of this rank take."""
+    rows, columns = len(live.base), prod(live.base.shape[1:])
+    values = rank * (rows + columns)
+    return Size(values, FORMS[form].nbytes(rank, rows, columns) if form in FORMS else 4 * values)
+
+
+def form_of(settings: MethodSettings) -> str:
+    """Name of the form that factors are stored in."""
+    return settings.factors or LowRank.name
+
+
+def highest_rank(live: Live) -> int:
+    """The highest rank whose factors have fewer values than the weight."""
+    rows, columns = len(live.base), prod(live.base.shape[1:])
+    return (rows * columns - 1) // (rows + columns)
+
+
+class RankAdaptation(Reparametrised):
+    """Trains whole layers, then the chosen directions of their deltas; the norms as told, and the head."""
+
+    def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
+        own = head_and_norms(partition, settings)
+        super().__init__(model, partition, (), own.union(partition.layer_tensors()), settings)
+        self.own = own
+        self.form = form_of(settings)
+        self.fixed = False
+        self._layers = live_tensors(model, partition.layer_tensors())
+        self.candidates = [live for live in self._layers.values() if live.owner.ndim > 1 and highest_rank(live)]
+        self.curvature = torch.zeros(len(self.candidates), device=next(model.parameters()).device)
+
+    @torch.no_grad()
+    def before_step(self, lr: float) -> None:
+        """Learn how much each weight matters, and decay weights towards the base."""
+        if self.fixed:
+            return
+        squares = [torch.zeros(()) if live.grad is None else live.grad.square().mean() for live in self.candidates]
+        self.curvature.lerp_(torch.stack([one.to(self.curvature) for one in squares]), 1 - MEMORY)
+        for live in self.candidates:
+            live.value.lerp_(live.base, lr * self.settings.weight_decay)
+
+    def start_step(self, done: float) -> bool:
+        if self.fixed or done < FIXED_AT:
+            return False
+        self._fix()
+        return True
+
+    @torch.no_grad()
+    def _fix(self) -> None:
+        """Keep the directions that are worth most, close the layers that have none, and train factors from now on."""
+        cuts = [Cut.of(live) for live in self.candidates]
+        order = sorted(
+            (-float(matters) * size**2 / sum(live.base.reshape(len(live.base), -1).shape), index)
+            for index, (live, matters, cut) in enumerate(zip(self.candidates, self.curvature, cuts, strict=True))
+            for size in cut.sizes[: highest_rank(live)].tolist()
+        )
+        kept, refused = 0, len(order) + 1
+        while refused - kept > 1:
+            middle = (kept + refused) // 2
+            kept, refused = (middle, refused) if self._fits(_counted(order[:middle])) else (kept, middle)
+        ranks = _counted(order[:kept])
+        self._train(
+            {live.name: cuts[index].factors(ranks[index]) for index, live in enumerate(self.candidates) if ranks[index]}
+        )
+
+    def _fits(self, ranks: Counter[int]) -> bool:
+        sizes = {self.candidates[index].name: rank for index, rank in ranks.items()}
+        factors = {
+            live.name: size_of(sizes[live.name], live, self.form) for live in self.candidates if live.name in sizes
+        }
+        chosen = Stored(self.own.union(self._beside(sizes)), factors)
+        return all(limit.holds(chosen) for limit in self.settings.limits)
+
+    def _beside(self, open_weights: Iterable[str]) -> frozenset[str]:
+        """What else is in the layers of these weights: biases, and weights too small for factors."""
+        weights = set(open_weights)
+        layers = [layer for layer in self.partition.layers if not weights.isdisjoint(layer.tensors)]
+        named = {live.name for live in self.candidates}
+        return frozenset(name for layer in layers for name in layer.tensors if name not in named)
+
+    def _train(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """From now on these train, with what is beside them; all other layers are the base's again."""
+        self.fixed = True
+        self.units = tuple(
+            Directions(live, *factors[live.name], self.form) for live in self.candidates if live.name in factors
+        )
+        self.always = self.own.union(self._beside(factors))
+        computed = {unit.live.name for unit in self.units}
+        for name, live in self._layers.items():
+            if name not in self.always and name not in computed:
+                live.value.copy_(live.base)
+        moving = {tensor_of(name) for name in self.always.union(computed)}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in moving)
+        self._held = {name: live for name, live in self._layers.items() if name not in self.always.union(computed)}
+        self.write()
+
+    def late_groups(self) -> list[dict[str, Any]]:
+        lr = PACE * self.settings.lr
+        return [{**group, "lr": lr} for group in self.factor_groups() if group["params"]]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights decay towards the base in ``before_step``."""
+        own = {id(live.owner) for live in self.candidates}
+        groups = [
+            {**group, "params": [p for p in group["params"] if id(p) not in own]}
+            for group in Adaptation.parameter_groups(self)
+        ]
+        weights = {id(live.owner): live.owner for live in self.candidates}
+        return [{"params": list(weights.values()), "weight_decay": 0.0}, *groups]
+
+    def end_epoch(self, epoch: int) -> None:
+        if epoch + 1 == self.settings.epochs and not self.fixed:
+            self._fix()  # a run of so few steps that its share never came
+
+    def settled(self, epoch: int) -> bool:
+        return self.fixed
+
+    def layer_states(self) -> tuple[LayerState, ...]:
+        """A layer is open while directions of its delta are kept."""
+        opened = self.always.union(unit.live.name for unit in self.units)
+        return tuple(LayerState(layer.name, not opened.isdisjoint(layer.tensors)) for layer in self.partition.layers)
+
+    def begin_again(self) -> None:
+        """Whole layers train again, from what they are."""
+        self.fixed, self.units, self.always = False, (), self.trained
+        self._held = {}
+        owners = {tensor_of(name) for name in self.trained}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in owners)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fixed": self.fixed, "curvature": self.curvature, **super().state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.curvature.copy_(state["curvature"])
+        if state["fixed"]:
+            self._train({name: (pair["up"], pair["down"]) for name, pair in state["factors"].items()})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A delta's singular values, largest first, and vectors: ``(C_out, k)``, ``(k,)`` and ``(k, d)``."""
+
+    left: Tensor
+    sizes: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, live: Live) -> Cut:
+        delta = (live.value - live.base).reshape(len(live.base), -1).float()
+        return cls(*torch.linalg.svd(delta, full_matrices=False))
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """``up (C_out, r)`` and ``down (r, d)``, of the same norms."""
+        roots = self.sizes[:rank].sqrt()
+        return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
+
+
+def _counted(order: Iterable[tuple[float, int]]) -> Counter[int]:
+    """How many directions of each candidate are among these."""
+    return Counter(index for _, index in order)
+
+
+class TapsRank(Method):
+    """Spends a budget on directions."""
+
+    name = "taps-rank"
+    summary = "the directions of each layer's delta that are worth their bytes, the norms and the head"
+    options = frozenset({"limits", "factors", "norms"})
+    needs_limits = True
+
+    def check(self, settings: MethodSettings) -> None:
+        no_gated_norms(self, settings)
+
+    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
+        return Stored(head_and_norms(partition, settings))
+
+    def most(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
+        """Every layer at the highest rank that pays."""
+        weights = [live for live in matrices(model, partition.layers) if highest_rank(live)]
+        factors = {live.name: size_of(highest_rank(live), live, form_of(settings)) for live in weights}
+        plain = head_and_norms(partition, settings).union(partition.layer_tensors())
+        return Stored(plain - set(factors), factors)
+
+    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+        return RankAdaptation(model, partition, settings)
+
+
+@hookimpl
+def register_methods(registrar: Registrar) -> None:
+    registrar.method(TapsRank())
