@@ -62,6 +62,7 @@ from taps_registry.plugins.methods.rcm import Rcm
 from taps_registry.plugins.methods.reparametrised import units_of, with_head_and_norms
 from taps_registry.plugins.methods.taps import Taps
 from taps_registry.plugins.methods.taps_lora import TapsLora
+from taps_registry.plugins.methods.taps_rank import TapsRank
 from taps_registry.plugins.methods.vmt_adapter import VmtAdapter, VmtAdapterLite
 from taps_registry.plugins.testing import (
     ArchitectureTests,
@@ -158,6 +159,22 @@ class TestTapsInBlocksWithGatedNorms(SomeGatesClose, MethodTests):
 class TestTapsLora(OnTransformer, SomeGatesClose, MethodTests):
     method = TapsLora()
     settings = CLOSING
+    refused = GATED_NORMS
+
+
+class TestTapsWithinABudget(OnTransformer, MethodTests):
+    method = Taps()
+    budget = "30%"
+
+
+class TestTapsLoraWithinABudget(MethodTests):
+    method = TapsLora()
+    budget = "10%,100kB"
+
+
+class TestTapsRank(OnTransformer, MethodTests):
+    method = TapsRank()
+    budget = "20%"
     refused = GATED_NORMS
 
 

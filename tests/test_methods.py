@@ -522,14 +522,15 @@ def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
 # Options
 
 LISTENS = {
-    "taps": {"sparsity", "threshold", "score_lr", "norms", "granularity"},
+    "taps": {"sparsity", "penalty", "threshold", "score_lr", "norms", "granularity"},
+    "taps-rank": {"norms"},
     "head-only": set(),
     "norm-only": set(),
     "bitfit": set(),
     "full": set(),
     "hard-sharing": {"share", "own"},
     "lora": {"rank", "alpha", "norms"},
-    "taps-lora": {"sparsity", "threshold", "score_lr", "norms", "granularity", "rank", "alpha"},
+    "taps-lora": {"sparsity", "penalty", "threshold", "score_lr", "norms", "granularity", "rank", "alpha"},
     "rcm": {"norms"},
     "parallel-adapter": {"norms"},
     "diff-pruning": {"keep", "sparsity", "score_lr", "norms"},
@@ -539,6 +540,7 @@ LISTENS = {
 }
 OTHER: dict[str, Any] = {
     "sparsity": 2.0,
+    "penalty": "size",
     "threshold": 0.2,
     "score_lr": 0.5,
     "norms": "frozen",
@@ -565,7 +567,8 @@ def test_every_built_in_method_is_in_the_table_of_options() -> None:
 @pytest.mark.parametrize("option", OTHER)
 @pytest.mark.parametrize("method", LISTENS)
 def test_an_option_is_heeded_or_refused_by_its_name(method: str, option: str) -> None:
-    settings = TaskSettings(data="", method=method, **{option: OTHER[option]})
+    budget = "5%" if PluginManager().method(method).needs_limits else ""
+    settings = TaskSettings(data="", method=method, budget=budget, **{option: OTHER[option]})
     settings.check()
     if option in LISTENS[method]:
         settings.check_method(PluginManager().method(method))
@@ -585,7 +588,8 @@ def test_all_options_that_mean_nothing_are_named_and_nothing_is_written(registry
 
 @pytest.mark.parametrize("method", sorted(method for method in LISTENS if "norms" in LISTENS[method] - {"taps"}))
 def test_norms_are_gated_only_by_taps(method: str) -> None:
-    settings = TaskSettings(data="", method=method, norms="gated")
+    budget = "5%" if PluginManager().method(method).needs_limits else ""
+    settings = TaskSettings(data="", method=method, norms="gated", budget=budget)
     if method == "taps":
         settings.check_method(PluginManager().method(method))
         return

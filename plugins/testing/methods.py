@@ -42,6 +42,7 @@ class MethodTests(WholeWay):
     Attributes:
         method: under test.
         settings: options of the method, by their names in ``MethodSettings``.
+        budget: ``--budget`` of the tasks that go the whole way; a method that steers towards limits should have one.
         refused: options that ``check`` must refuse.
         model: timm's name of a model that the method can adapt.
         arguments: of that model, as ``--model-arg`` gives them.
@@ -52,6 +53,7 @@ class MethodTests(WholeWay):
 
     method: ClassVar[Method]
     settings: ClassVar[Mapping[str, Any]] = {}
+    budget: ClassVar[str] = ""
     refused: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     model: ClassVar[str] = "test_resnet"
     arguments: ClassVar[Mapping[str, Any]] = {}

@@ -59,10 +59,13 @@ class Rehearsal:
             self.adaptation.end_epoch(number)
         self.model.eval()  # as validation does
 
+    def _late_groups(self) -> None:
+        for group in self.adaptation.late_groups():
+            self.optimiser.add_param_group(group)
+
     def _step(self, number: int) -> None:
         if self.adaptation.start_step(number / self.steps):
-            for group in self.adaptation.late_groups():
-                self.optimiser.add_param_group(group)
+            self._late_groups()
         labels = torch.arange(number, number + BATCH) % CLASSES
         loss = functional.cross_entropy(self.model(noise(BATCH, self.pixels, seed=number)), labels)
         torch.autograd.backward(loss * self.scale)
@@ -97,6 +100,7 @@ class Rehearsal:
             for name, tensor in state["model"].items():
                 own[name].copy_(tensor)
         self.adaptation.load_state_dict(state["adaptation"])
+        self._late_groups()
         self.optimiser.load_state_dict(state["optimiser"])
         if self.score_optimiser is not None:
             self.score_optimiser.load_state_dict(state["scores"])

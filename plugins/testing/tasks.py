@@ -26,6 +26,7 @@ class WholeWay:
 
     method: ClassVar[Method]
     settings: ClassVar[Mapping[str, Any]]
+    budget: ClassVar[str]
     model: ClassVar[str]
     arguments: ClassVar[Mapping[str, Any]]
     pixels: ClassVar[int]
@@ -48,7 +49,8 @@ class WholeWay:
     def options(self, name: str) -> dict[str, Any]:
         """Settings of a task; one with common tensors is in a set of its own, so that it trains them."""
         alone = {"common": name} if self.method.extension(MethodSettings(**self.settings)) else {}
-        return {"method": self.method.name, **self.settings, **alone}
+        budget = {"budget": self.budget} if self.budget else {}
+        return {"method": self.method.name, **self.settings, **alone, **budget}
 
     def test_a_task_keeps_to_its_estimate_and_a_second_one_leaves_it_alone(self, tmp_path: Path) -> None:
         options = self.options("first")

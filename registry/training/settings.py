@@ -174,7 +174,10 @@ class TaskSettings:
 
     def check_method(self, method: Method) -> None:
         """Raises SettingsError if an option was changed that means nothing to the method, or does not suit it."""
-        meant = method.options | ({"common"} if self.common and method.extension(self.for_method(0.0)) else set())
+        decided = {"sparsity", "penalty", "threshold", "score_lr"} if self.budget else set()  # by the budget
+        meant = (method.options - decided) | (
+            {"common"} if self.common and method.extension(self.for_method(0.0)) else set()
+        )
         plain = TaskSettings(data="")
         unused = [
             option(name)
@@ -182,7 +185,8 @@ class TaskSettings:
             if getattr(self, name) != getattr(plain, name)
         ]
         if unused:
-            raise SettingsError(f"--method {method.name} has no use for {', '.join(unused)}; leave it out.")
+            within = "within a budget " if decided.intersection(method.options) else ""
+            raise SettingsError(f"--method {method.name} {within}has no use for {', '.join(unused)}; leave it out.")
         if method.needs_limits and not self.budget:
             raise SettingsError(f"--method {method.name} spends a budget: say which, such as --budget 1%.")
         try:

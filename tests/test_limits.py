@@ -1,0 +1,432 @@
+"""``--budget``: what it may say, that results keep to it, and how gates and directions are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import settings as fast
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taps_registry import Registry
+from taps_registry.plugins.architectures import Layer, Partition
+from taps_registry.plugins.architectures.resnet import ResNet
+from taps_registry.plugins.encodings.factors import FORMS, PackedLowRank
+from taps_registry.plugins.methods import Adaptation, MethodSettings, Size, Stored
+from taps_registry.plugins.methods.gating import Scores
+from taps_registry.plugins.methods.limits import Limit
+from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
+from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
+from taps_registry.plugins.methods.taps_rank import TapsRank, highest_rank
+from taps_registry.registry.errors import BudgetError, SettingsError
+from taps_registry.registry.records import Task
+from taps_registry.registry.training.budget import parse
+
+Add = Callable[..., Task]
+MODEL = "test_resnet"
+HEAD = 3 * 96 + 3
+BACKBONE = 372_688  # its parameters without the classifier, counted from timm's own model below
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("5%", [(0.05, "%")]),
+        ("0.5 %", [(0.005, "%")]),
+        ("2MB", [(2_000_000, "bytes")]),
+        ("1.5MiB", [(1_572_864, "bytes")]),
+        ("300b", [(300, "bytes")]),
+        ("500k", [(500_000, "parameters")]),
+        ("12345", [(12_345, "parameters")]),
+        ("remaining/3", [(3, "remaining")]),
+        ("5%, 2MB", [(0.05, "%"), (2_000_000, "bytes")]),
+        ("", []),
+    ],
+)
+def test_a_budget_is_a_share_bytes_parameters_or_a_part_of_what_remains(
+    text: str, found: list[tuple[float, str]]
+) -> None:
+    assert [(part.value, part.unit) for part in parse(text)] == found
+
+
+@pytest.mark.parametrize(
+    "text", ["much", "5%%", "-1%", "0", "0MB", "nan%", "inf%", "remaining/0", "remaining/x", "remaining", "2XB", "5%,,"]
+)
+def test_what_is_no_budget_is_refused_with_examples(registry: Registry, add: Add, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"is no budget\. Examples: 5% ") as caught:
+        add("task", budget=text)
+    assert caught.value.exit_code == 2
+    assert registry.tasks() == ()
+
+
+# What comes of it
+
+
+def stored_bytes(registry: Registry, task: Task) -> dict[str, int]:
+    """Bytes of each of the file's tensors, read from the file."""
+    path = registry.home / "objects" / task.digest[:2] / f"{task.digest[2:]}.safetensors"
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  (it is no dict)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "a share, fp32": {"budget": "20%"},
+    "a share, int4": {"budget": "6%", "encoding": "int4"},
+    "a share, in blocks": {"budget": "25%", "granularity": "block"},
+    "a share, gated norms": {"budget": "10%", "norms": "gated"},
+    "less than the norms, gated norms": {"budget": "1%", "norms": "gated"},
+    "a share, low-rank": {"budget": "4%", "method": "taps-lora"},
+    "a share, by direction": {"budget": "3%", "method": "taps-rank"},
+    "a share, by direction, int4": {"budget": "2%", "method": "taps-rank", "encoding": "int4"},
+    "a share, by direction, int3": {"budget": "2%", "method": "taps-rank", "encoding": "int3"},
+    "bytes": {"budget": "200kB"},
+    "bytes, int8": {"budget": "100kB", "encoding": "int8"},
+    "bytes, compressed": {"budget": "100kB", "encoding": "int8+zstd"},
+    "bytes, by direction": {"budget": "80kB", "method": "taps-rank", "encoding": "int8"},
+    "parameters": {"budget": "50k"},
+    "parameters, by direction": {"budget": "20k", "method": "taps-rank"},
+    "several": {"budget": "20%,150kB,60k"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_result_never_takes_more_than_its_budget(registry: Registry, add: Add, case: str) -> None:
+    settings = {"epochs": 2, **CASES[case]}
+    task = add("task", **settings)
+    tensors = stored_bytes(registry, task)
+    head = sum(size for name, size in tensors.items() if name.startswith("fc."))
+    assert head == 4 * HEAD
+    for part in parse(settings["budget"]):
+        used, allowed = {
+            "%": (sum(tensors.values()) - head, part.value * 4 * BACKBONE),
+            "bytes": (task.bytes, part.value),
+            "parameters": (task.params.total, part.value),
+        }[part.unit]
+        assert used <= allowed
+        if len(parse(settings["budget"])) == 1 and "compressed" not in case:
+            assert used > 0.4 * allowed, "most of a budget that layers fit into is used"
+    assert registry.verify(deep=True) == ()
+
+
+def test_the_backbone_is_as_large_as_the_tests_say() -> None:
+    model = timm.create_model(MODEL, num_classes=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == BACKBONE
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(registry: Registry, add: Add) -> None:
+    with pytest.raises(
+        BudgetError, match=r"--budget 1% leaves 14,907 bytes for 'task'.*16,760: 1,853 too many.*--norms"
+    ):
+        add("task", budget="1%")
+    with pytest.raises(BudgetError, match=r"what it stores at most takes .* another --method, such as taps"):
+        add("task", budget="5%", method="full")
+    assert registry.tasks() == ()
+    assert registry.runs() == ()
+
+
+def test_a_method_without_gates_may_have_a_budget_that_it_fits(add: Add) -> None:
+    assert add("task", budget="2%", method="norm-only").params.weights == 0
+
+
+def test_options_that_a_budget_decides_are_refused_beside_it(add: Add) -> None:
+    with pytest.raises(SettingsError, match="--method taps within a budget has no use for --penalty, --sparsity"):
+        add("task", budget="20%", sparsity=2.0, penalty="size")
+
+
+def test_a_method_that_spends_a_budget_wants_one(add: Add) -> None:
+    with pytest.raises(SettingsError, match="--method taps-rank spends a budget: say which, such as --budget 1%"):
+        add("task", method="taps-rank")
+
+
+def test_a_part_of_what_remains_is_put_into_numbers_and_kept_to(registry: Registry, add: Add) -> None:
+    with pytest.raises(
+        BudgetError, match="neither the registry nor the base 'base' has one: `taps-registry budget set"
+    ):
+        add("task", budget="remaining/2")
+    registry.set_budget(max_bytes=500_000)
+    registry.set_budget(base="base", max_params=100_000)
+    first = add("first", budget="remaining/2", epochs=2)
+    assert first.settings["budget"] == "250000B,50000"
+    assert first.bytes <= 250_000
+    assert first.params.total <= 50_000
+    second = add("second", budget="remaining/1", epochs=2)
+    assert second.settings["budget"] == f"{500_000 - first.bytes}B,{100_000 - first.params.total}"
+    registry.set_budget(max_bytes=first.bytes)
+    with pytest.raises(BudgetError, match="is used up: nothing is remaining"):
+        add("third", budget="remaining/2")
+
+
+def test_the_estimate_says_what_a_budget_refuses(registry: Registry, images: Any) -> None:
+    found = registry.estimate("task", "base", images, tracker="none", budget="1%")
+    assert found.refused.startswith("--budget 1% leaves 14,907 bytes for 'task'")
+
+
+# Gates
+
+
+def fitted(method: Any, limits: tuple[Limit, ...] = (), **told: Any) -> tuple[nn.Module, Partition, Adaptation]:
+    """A small model with a task's gradients in it, and its adaptation."""
+    torch.manual_seed(0)
+    model = timm.create_model(MODEL, num_classes=3)
+    partition = ResNet().partition(model)
+    adaptation = method.adapt(model, partition, MethodSettings(epochs=1, limits=limits, **told))
+    adaptation.train()
+    return model, partition, adaptation
+
+
+def steps(model: nn.Module, adaptation: Adaptation, count: int, optimiser: torch.optim.Optimizer) -> None:
+    for step in range(count):
+        if adaptation.start_step(step / count):
+            for group in adaptation.late_groups():
+                optimiser.add_param_group(group)
+        pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        functional.cross_entropy(model(pixels), torch.arange(8) % 3).backward()
+        adaptation.after_backward()
+        adaptation.before_step(1e-3)
+        optimiser.step()
+        optimiser.zero_grad()
+        adaptation.after_step()
+
+
+def share(model: nn.Module, partition: Partition, of: float) -> Limit:
+    """A limit of a share of the layers' parameters, with every other tensor free."""
+    tensors = model.state_dict()
+    prices = {name: tensors[name].numel() for name in partition.layer_tensors()}
+    return Limit(int(of * sum(prices.values())), prices, in_bytes=False)
+
+
+def bare() -> tuple[nn.Module, Partition]:
+    model = timm.create_model(MODEL, num_classes=3)
+    return model, ResNet().partition(model)
+
+
+def test_gates_are_fixed_and_closed_layers_are_the_base_and_train_no_more() -> None:
+    limit = share(*bare(), of=0.2)
+    model, partition, adaptation = fitted(Taps(), (limit,))
+    assert isinstance(adaptation, TapsAdaptation)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(adaptation.parameter_groups(), lr=1e-3)
+    steps(model, adaptation, 10, optimiser)
+    opened = {state.name for state in adaptation.layer_states() if state.open}
+    assert opened
+    assert limit.holds(adaptation.stored())
+    for layer in partition.layers:
+        parameter = model.get_parameter(layer.tensors[0])
+        assert parameter.requires_grad == (layer.name in opened)
+        assert torch.equal(parameter, before[layer.tensors[0]]) == (layer.name not in opened)
+    assert all(tensor.numel() == 0 for gate in adaptation.gates for tensor in gate.parked.values()), "deltas are freed"
+
+
+def test_without_limits_no_gate_is_ever_fixed() -> None:
+    model, _, adaptation = fitted(Taps())
+    assert isinstance(adaptation, TapsAdaptation)
+    steps(model, adaptation, 10, torch.optim.AdamW(adaptation.parameter_groups(), lr=1e-3))
+    assert not adaptation.scores.fixed
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+LAYERS = tuple((Layer(name, "conv", (name,), "stem"),) for name in "abcd")
+
+
+def steering(prices: list[int], amount: int) -> Steering:
+    limit = Limit(amount, dict(zip("abcd", prices, strict=True)))
+    costs = [Stored(frozenset(name)) for name in "abcd"]
+    return Steering(LAYERS, (limit,), torch.device("cpu"), costs, Stored(frozenset()))
+
+
+def test_gates_worth_most_for_their_price_stay_open() -> None:
+    judge = steering([10, 10, 1, 40], amount=20)
+    assert judge.wanted() == [True, True, True, False], "one that can never fit is closed from the beginning"
+    for _ in range(50):
+        judge.set_gradients(torch.tensor([3.0, -4.0, 1.0, 9.0]))
+    assert judge.worth.tolist() == pytest.approx([9, 16, 1, 81], rel=0.1)
+    assert judge.choose() == [False, True, True, False]
+    judge.worth.fill_(7.0)
+    assert judge.choose() == [True, False, True, False], "equal worth: the cheapest, then the first"
+
+
+def test_what_is_open_shrinks_to_the_limit_and_is_fixed() -> None:
+    judge = steering([10, 10, 10, 10], amount=10)
+    judge.set_gradients(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    counts = []
+    for done in (0.0, SHRINKS_AT, 0.15, 0.25, 0.39, FIXED_AT, 1.0):
+        fixed = judge.start_step(done)
+        assert fixed == (done == FIXED_AT)
+        counts.append(sum(judge.wanted()))
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (4, 1)
+    assert judge.wanted() == [False, False, False, True]
+    assert judge.fixed
+    assert judge.settled(0)
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=4, max_size=4),
+    st.lists(st.floats(0, 1e6), min_size=4, max_size=4),
+    st.integers(0, 120),
+)
+@fast(deadline=None, max_examples=60)
+def test_the_choice_fits_and_leaves_out_nothing_that_would_fit(
+    prices: list[int], worth: list[float], amount: int
+) -> None:
+    judge = steering(prices, amount)
+    judge.worth = torch.tensor(worth)
+    chosen = judge.choose()
+    used = sum(price for price, opened in zip(prices, chosen, strict=True) if opened)
+    assert used <= amount
+    assert all(opened or used + price > amount for price, opened in zip(prices, chosen, strict=True))
+
+
+@pytest.mark.parametrize(("penalty", "power"), [("uniform", 0.0), ("root", 0.5), ("size", 1.0)])
+def test_the_penalty_is_what_autograd_says_for_every_weighting(penalty: str, power: float) -> None:
+    sizes = [4, 100, 1, 9]
+    scores = Scores(LAYERS, MethodSettings(epochs=1, sparsity=3.0, penalty=penalty), torch.device("cpu"), sizes)
+    scores.penalised = True
+    with torch.no_grad():
+        scores.values.copy_(torch.tensor([0.2, -0.1, 0.3, 0.05]))
+    values = scores.values.detach().double().requires_grad_()
+    weights = torch.tensor(sizes, dtype=torch.float64) ** power
+    penalty_on = 3.0 * (weights / weights.sum() * values.abs()).sum()
+    penalty_on.backward()
+    scores.set_gradients(torch.zeros(4))
+    assert scores.values.grad is not None
+    assert values.grad is not None
+    torch.testing.assert_close(scores.values.grad.double(), values.grad, rtol=1e-6, atol=0)
+    assert scores.penalty() == pytest.approx(penalty_on.item(), rel=1e-6)
+
+
+# Directions
+
+
+def test_directions_that_cost_most_to_leave_out_are_kept() -> None:
+    """Two layers of equal shape: one has two large directions, of the other the gradients are larger."""
+    model, partition, adaptation = fitted(TapsRank(), factors="low-rank-int8")
+    weights = [layer.tensors[0] for layer in partition.layers if model.get_parameter(layer.tensors[0]).ndim == 4]
+    first, second = (next(name for name in weights if name.startswith(stage)) for stage in ("layer2", "layer3"))
+    shapes = [model.get_parameter(name).shape for name in (first, second)]
+    with torch.no_grad():
+        for name, shape, sizes in zip((first, second), shapes, ([5.0, 4.0, 0.1], [3.0, 0.1, 0.1]), strict=True):
+            left, _ = torch.linalg.qr(torch.randn(shape[0], 3))
+            right, _ = torch.linalg.qr(torch.randn(prod(shape[1:]), 3))
+            model.get_parameter(name).add_(((left * torch.tensor(sizes)) @ right.T).reshape(shape))
+    adaptation.curvature.fill_(0.0)  # type: ignore[attr-defined]
+    for index, live in enumerate(adaptation.candidates):  # type: ignore[attr-defined]
+        adaptation.curvature[index] = {first: 1.0, second: 4.0}.get(live.name, 0.0)  # type: ignore[attr-defined]
+    price = {
+        name: FORMS["low-rank-int8"].nbytes(1, shape[0], prod(shape[1:]))
+        for name, shape in zip((first, second), shapes, strict=True)
+    }
+    object.__setattr__(adaptation.settings, "limits", (Limit(2 * price[first] + price[second] + 10, {}),))
+    assert adaptation.start_step(1.0)
+    factors = adaptation.factors()
+    assert {
+        name: found.params // (len(model.get_parameter(name)) + prod(model.get_parameter(name).shape[1:]))
+        for name, found in factors.items()
+    } == {first: 2, second: 1}
+    opened = [state.name for state in adaptation.layer_states() if state.open]
+    assert opened == [name.removesuffix(".weight") for name in (first, second)]
+
+
+def test_what_is_kept_is_the_best_approximation_and_the_rest_is_the_base() -> None:
+    model, _, adaptation = fitted(TapsRank())
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(adaptation.parameter_groups(), lr=1e-3)
+    steps(model, adaptation, 3, optimiser)
+    trained = {live.name: live.value - live.base for live in adaptation.candidates}  # type: ignore[attr-defined]
+    before = {name: delta.clone() for name, delta in trained.items()}
+    adaptation.start_step(1.0)
+    for live in adaptation.candidates:  # type: ignore[attr-defined]
+        delta = before[live.name].reshape(len(live.base), -1)
+        left = (live.value - live.base).reshape(len(live.base), -1) - delta
+        sizes = torch.linalg.svdvals(delta)[highest_rank(live) :]
+        assert float(left.norm()) == pytest.approx(float(sizes.norm()), rel=1e-3, abs=1e-5)
+    assert set(adaptation.stored().factors) == set(before)
+    assert base.keys() == model.state_dict().keys()
+
+
+def test_factors_train_after_the_choice_and_closed_layers_stay() -> None:
+    limit = Limit(3000, {})
+    model, partition, adaptation = fitted(TapsRank(), (limit,), factors="low-rank-int4")
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(adaptation.parameter_groups(), lr=1e-3)
+    steps(model, adaptation, 12, optimiser)
+    chosen = {unit.live.name: [f.detach().clone() for f in unit.factors.values()] for unit in adaptation.units}  # type: ignore[attr-defined]
+    assert chosen
+    for layer in partition.layers:
+        assert torch.equal(model.state_dict()[layer.tensors[0]], base[layer.tensors[0]]) == (
+            layer.tensors[0] not in chosen
+        )
+    assert limit.holds(adaptation.stored())
+    assert {group["lr"] for group in optimiser.param_groups} == {1e-3, 3e-3}
+    sizes = {name: found.size for name, found in adaptation.factors().items()}
+    assert sizes == dict(adaptation.stored().factors), "what is announced is what is stored, to the byte"
+
+
+# Packed factors
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (5, 7), (1, 16), (16, 1, 1, 1)])
+def test_packed_factors_come_back_within_their_step_and_in_the_bytes_announced(
+    form: PackedLowRank, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(1)
+    base, rank = torch.randn(shape), 3
+    up, down = torch.randn(shape[0], rank), torch.randn(rank, prod(shape[1:]))
+    parts = form.parts(up, down)
+    assert sum(part.nbytes for part in parts.values()) == form.nbytes(rank, shape[0], prod(shape[1:]))
+    found = form.decode(parts, base)
+    assert torch.equal(found, form.decode({name: part.clone() for name, part in parts.items()}, base))
+    left, right = (
+        factors_of(form, parts, name, length) for name, length in (("up", shape[0]), ("down", prod(shape[1:])))
+    )
+    expected = base + (left.T.double() @ right.double()).reshape(shape).float()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for kept, factor in ((left, up.T), (right, down)):
+        step = factor.abs().amax(dim=1, keepdim=True) / form.integers.largest
+        assert bool(((kept - factor).abs() <= step * max(1, form.integers.largest) / 2 + 1e-6).all())
+        assert float((kept - factor).norm() / factor.norm()) < {8: 0.01, 4: 0.15, 3: 0.3}[form.integers.bits]
+
+
+def factors_of(form: PackedLowRank, parts: dict[str, Tensor], name: str, length: int) -> Tensor:
+    scale = parts[f"{name}-scale"]
+    return form.integers.decode({"": parts[name], "scale": scale}, torch.zeros(len(scale), length))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("up", None),
+        ("down-scale", None),
+        ("up", torch.zeros(3, dtype=torch.uint8)),
+        ("down", torch.zeros(400)),
+        ("up-scale", torch.ones(2)),
+        ("down-scale", torch.ones(3, dtype=torch.float64)),
+        ("up-scale", torch.tensor(1.0)),
+    ],
+)
+def test_damaged_factors_are_refused(name: str, part: Tensor | None) -> None:
+    form, base = FORMS["low-rank-int4"], torch.zeros(8, 3, 3, 3)
+    parts = form.parts(torch.ones(8, 3), torch.ones(3, 27))
+    parts.pop(name)
+    if part is not None:
+        parts[name] = part
+    with pytest.raises((ValueError, RuntimeError)):
+        form.decode(parts, base)
+
+
+def test_limits_count_tensors_and_factors() -> None:
+    stored = Stored(frozenset({"a", "b", "free"}), {"c": Size(params=7, bytes=20), "d": Size(params=1, bytes=4)})
+    assert Limit(0, {"a": 1, "b": 2, "z": 9}).used(stored) == 3 + 24
+    assert Limit(0, {"a": 1}, in_bytes=False, each_factor=5).used(stored) == 1 + 8 + 10
