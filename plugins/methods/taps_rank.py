@@ -155,14 +155,14 @@ class RankAdaptation(Reparametrised):
             Directions(live, *factors[live.name], self.form) for live in self.candidates if live.name in factors
         )
         self.always = self.own.union(self._beside(factors))
-        computed = {unit.live.name for unit in self.units}
-        for name, live in self._layers.items():
-            if name not in self.always and name not in computed:
-                live.value.copy_(live.base)
-        moving = {tensor_of(name) for name in self.always.union(computed)}
+        kept = self.always.union(unit.live.name for unit in self.units)
+        closed = {name: live for name, live in self._layers.items() if name not in kept}
+        for live in closed.values():
+            live.value.copy_(live.base)
+        moving = {tensor_of(name) for name in kept}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in moving)
-        self._held = {name: live for name, live in self._layers.items() if name not in self.always.union(computed)}
+        self._held = {name: live for name, live in closed.items() if live.rows is not None}
         self.write()
 
     def late_groups(self) -> list[dict[str, Any]]:
