@@ -220,15 +220,15 @@ class Steps:
         return self.options.now() - begun
 
     def fix_gates(self) -> None:
-        """Go on to where the loop fixes the gates: those that ``BUDGET`` has room for, taken by scores drawn anew."""
+        """Go on to where the loop fixes the gates: those that ``BUDGET`` has room for, of a worth drawn anew."""
         import torch
 
-        scores = self.trainer.adaptation.scores
+        gates = self.trainer.adaptation.scores
         chance = torch.Generator().manual_seed(0)
-        scores.values.data.copy_(torch.rand(len(scores.values), generator=chance) + scores.settings.threshold)
+        gates.worth.copy_(torch.rand(len(gates.worth), generator=chance))
         self.done = BEYOND // 2
         self()
-        if scores.fixed is None:
+        if not gates.fixed:
             raise click.ClickException("The loop did not fix the gates: fix_gates of this file must follow it.")
 
     def opened(self) -> str:

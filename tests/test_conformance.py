@@ -178,6 +178,31 @@ class TestTapsRank(OnTransformer, MethodTests):
     refused = GATED_NORMS
 
 
+class PackedFactors(MethodTests):
+    """Factors in few bits: what is stored is not what the model trained with, but near it."""
+
+    method = TapsRank()
+    budget = "20%"
+
+    def options(self, name: str) -> dict[str, Any]:
+        return {"method": self.method.name, "budget": self.budget, "encoding": self.settings["factors"][-4:]}
+
+
+class TestTapsRankInt8(PackedFactors):
+    settings: ClassVar[dict[str, Any]] = {"factors": "low-rank-int8"}
+    rounding = 0.003
+
+
+class TestTapsRankInt4(PackedFactors):
+    settings: ClassVar[dict[str, Any]] = {"factors": "low-rank-int4"}
+    rounding = 0.05
+
+
+class TestTapsRankInt3(PackedFactors):
+    settings: ClassVar[dict[str, Any]] = {"factors": "low-rank-int3"}
+    rounding = 0.1
+
+
 class TestHeadOnly(MethodTests):
     method = HeadOnly()
 

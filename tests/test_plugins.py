@@ -245,7 +245,7 @@ def test_a_disabled_plugin_is_listed_and_not_loaded(install: Install) -> None:
         (
             "method",
             "bitfit, diff-pruning, full, hard-sharing, head-only, lora, norm-only, parallel-adapter, piggyback, rcm, "
-            "taps, taps-lora, vmt-adapter, vmt-adapter-lite",
+            "taps, taps-lora, taps-rank, vmt-adapter, vmt-adapter-lite",
         ),
         ("encoding", "1bit, bf16, fp16, fp32, int3, int4, int8, lowrank"),
         ("tracker", "csv, mlflow, none"),

@@ -109,9 +109,8 @@ class Steering:
         return []
 
     def by_layer(self) -> dict[str, float]:
-        """What closing each gate would cost, as a share of all of them together."""
-        shares = self.worth / self.worth.sum().clamp(min=1e-30)
-        return {layer.name: share for gate, share in zip(self.gates, shares.tolist(), strict=True) for layer in gate}
+        """No layer has a score."""
+        return {}
 
     def begin_again(self) -> None:
         """Let fixed gates move again."""

@@ -188,7 +188,7 @@ class TapsAdaptation(Adaptation):
         opened = {layer.name: gate.open for gate in self.gates for layer in gate.layers}
         scores = self.scores.by_layer()
         gated = self.partition.layers + (self.partition.norms if self.settings.norms == "gated" else ())
-        return tuple(LayerState(layer.name, opened[layer.name], scores[layer.name]) for layer in gated)
+        return tuple(LayerState(layer.name, opened[layer.name], scores.get(layer.name)) for layer in gated)
 
     def stored(self) -> Stored:
         return Stored(self.always.union(*(gate.tensors for gate in self.gates if gate.open)))

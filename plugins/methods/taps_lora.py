@@ -89,7 +89,9 @@ class TapsLoraAdaptation(Reparametrised):
             for group, is_open in zip(self.groups, self.scores.wanted(), strict=True)
             for layer in group
         }
-        return tuple(LayerState(layer.name, opened[layer.name], scores[layer.name]) for layer in self.partition.layers)
+        return tuple(
+            LayerState(layer.name, opened[layer.name], scores.get(layer.name)) for layer in self.partition.layers
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "scores": self.scores.state_dict()}
