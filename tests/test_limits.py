@@ -119,6 +119,13 @@ def test_a_result_never_takes_more_than_its_budget(registry: Registry, add: Add,
     assert registry.verify(deep=True) == ()
 
 
+@pytest.mark.parametrize("method", ["taps", "taps-lora", "taps-rank"])
+def test_a_run_of_one_step_keeps_to_its_budget_too(add: Add, method: str) -> None:
+    task = add("task", method=method, budget="5%,80kB", epochs=1, batch_size=64)
+    assert task.bytes <= 80_000
+    assert sum(layer.bytes for layer in task.layers) <= 0.05 * 4 * BACKBONE
+
+
 def test_the_backbone_is_as_large_as_the_tests_say() -> None:
     model = timm.create_model(MODEL, num_classes=0)
     assert sum(parameter.numel() for parameter in model.parameters()) == BACKBONE

@@ -68,6 +68,10 @@ class TapsLoraAdaptation(Reparametrised):
     def begin_again(self) -> None:
         self.scores.begin_again()
 
+    def end_epoch(self, epoch: int) -> None:
+        if epoch + 1 == self.settings.epochs:
+            self.start_step(1.0)  # a run of so few steps that gates were not fixed yet
+
     def settled(self, epoch: int) -> bool:
         return self.scores.settled(epoch)
 
