@@ -26,7 +26,8 @@ from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_rank import TapsRank, highest_rank
-from taps_registry.registry.errors import BudgetError, SettingsError
+from taps_registry.plugins.testing.home import Listener
+from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
 from taps_registry.registry.training.budget import parse
 
@@ -124,6 +125,29 @@ def test_a_run_of_one_step_keeps_to_its_budget_too(add: Add, method: str) -> Non
     task = add("task", method=method, budget="5%,80kB", epochs=1, batch_size=64)
     assert task.bytes <= 80_000
     assert sum(layer.bytes for layer in task.layers) <= 0.05 * 4 * BACKBONE
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "then"),
+    [
+        ("taps", "20%", "10%"),
+        ("taps", "20%", ""),
+        ("taps", "", "10%"),
+        ("taps-lora", "5%", "3%"),
+        ("taps-rank", "5%", "2%"),
+    ],
+)
+def test_a_run_resumed_under_another_budget_trains_again_and_keeps_to_it(
+    registry: Registry, add: Add, method: str, first: str, then: str
+) -> None:
+    """The gates were fixed when it stopped, after three of four epochs."""
+    with pytest.raises(Interrupted):
+        add("task", method=method, budget=first, epochs=4, progress=Listener(stop=3))
+    task = registry.resume_task("task", budget=then)
+    assert task.settings["budget"] == then
+    allowed = parse(then)[0].value if then else 1.1
+    assert 4000 < sum(layer.bytes for layer in task.layers) <= allowed * 4 * BACKBONE
+    assert registry.verify(deep=True) == ()
 
 
 def test_the_backbone_is_as_large_as_the_tests_say() -> None:

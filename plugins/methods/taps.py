@@ -118,7 +118,7 @@ class TapsAdaptation(Adaptation):
 
     def _hold_rows(self, gate: Gate) -> None:
         """Undo what the optimiser did to closed rows of a parameter whose other rows train."""
-        if any(live.rows is not None for live in gate.tensors.values()):
+        if any(live.rows is not None and live.trains for live in gate.tensors.values()):
             gate.hold()
 
     def _set_mode(self, gate: Gate) -> None:
@@ -140,8 +140,6 @@ class TapsAdaptation(Adaptation):
         fixed = self.scores.start_step(done)
         if fixed:
             self._fix()
-        else:
-            self._apply()
         return fixed
 
     def _fix(self) -> None:
@@ -155,15 +153,14 @@ class TapsAdaptation(Adaptation):
                 gate.parked = dict.fromkeys(gate.tensors, torch.empty(0))
 
     def begin_again(self) -> None:
-        """Gates that were fixed may move again; closed ones start from the base."""
-        if not self.scores.fixed:
-            return
+        """Gates that were fixed may move again; those that were closed then start from the base."""
         self.scores.begin_again()
         for gate in self.gates:
-            if not gate.open:
-                gate.parked = {name: live.base.clone() for name, live in gate.tensors.items()}
-            for live in gate.tensors.values():
-                live.owner.requires_grad_(live.owner.is_floating_point() and isinstance(live.owner, nn.Parameter))
+            for name, live in gate.tensors.items():
+                if name in gate.parked and gate.parked[name].shape != live.base.shape:
+                    gate.parked[name] = live.base.clone()
+                if isinstance(live.owner, nn.Parameter):
+                    live.owner.requires_grad_(True)
         self._apply()
 
     def end_epoch(self, epoch: int) -> None:

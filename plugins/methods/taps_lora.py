@@ -60,8 +60,7 @@ class TapsLoraAdaptation(Reparametrised):
 
     def start_step(self, done: float) -> bool:
         """Gates change what is computed, not which of the model's parameters require gradients."""
-        if self.settings.limits:
-            self.scores.start_step(done)
+        if self.scores.start_step(done):
             self.write()
         return False
 

@@ -93,6 +93,7 @@ class RankAdaptation(Reparametrised):
         own = head_and_norms(partition, settings)
         super().__init__(model, partition, (), own.union(partition.layer_tensors()), settings)
         self.own = own
+        self._never = self._held  # rows that do not train whatever is chosen
         self.form = form_of(settings)
         self.fixed = False
         self._layers = live_tensors(model, partition.layer_tensors())
@@ -162,7 +163,7 @@ class RankAdaptation(Reparametrised):
         moving = {tensor_of(name) for name in kept}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in moving)
-        self._held = {name: live for name, live in closed.items() if live.rows is not None}
+        self._held = {**self._never, **{name: live for name, live in closed.items() if live.rows is not None}}
         self.write()
 
     def late_groups(self) -> list[dict[str, Any]]:
@@ -194,7 +195,7 @@ class RankAdaptation(Reparametrised):
     def begin_again(self) -> None:
         """Whole layers train again, from what they are."""
         self.fixed, self.units, self.always = False, (), self.trained
-        self._held = {}
+        self._held = self._never
         owners = {tensor_of(name) for name in self.trained}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in owners)
