@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import nan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -184,7 +185,9 @@ def page(found: Sequence[Row], stem: str) -> str:
         f"## Which layers opened: {SHOWN}",
         f"![Layers opened, task by task]({stem}-layers.svg)",
         "## Learning rates",
-        "Each method tried three a backbone, on two tasks and one seed; the best by validation accuracy is this:",
+        "The best of those that each method tried on a backbone, by validation accuracy."
+        if len({(row.method, row.backbone, row.lr) for row in found}) > len(chosen(found))
+        else "Each method has had one a backbone, the middle of its grid; no others were tried.",
         learning_rates(found),
     ]
     if missing := refused(last):
@@ -207,10 +210,10 @@ def accuracy_picture(found: Sequence[Row], path: Path) -> None:
             elif made is not None and name != REFERENCE:
                 error = 0.0 if made.error != made.error else 100 * made.error
                 series[_family(name)].append((100 * made.share, 100 * made.behind, error))
-        for (family, points), marker in zip(series.items(), "osDv^<>PXh*pd", strict=False):
+        for (family, points), marker in zip(series.items(), cycle("osDv^<>PXh*pd"), strict=False):
             points.sort()
             shares, behind, errors = zip(*points, strict=True)
-            style = "-" if family == "taps, a budget" else ""
+            style = "-" if family in ("taps, a budget", "taps-rank, few bits") else ""
             panel.errorbar(shares, behind, errors, marker=marker, linestyle=style, label=family, markersize=5)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set(title=backbone, xlabel="bytes a task, % of the base", xscale="log")
@@ -227,6 +230,8 @@ def _family(name: str) -> str:
         return "taps, stored again"
     if name == "taps penalty":
         return "taps, a penalty"
+    if name.startswith("taps-rank"):
+        return "taps-rank, few bits" if "int" in name else "taps-rank"
     if name.startswith("taps"):
         return "taps, few bits" if name.rpartition(" ")[2].startswith("int") else "taps, a budget"
     return name.rpartition(" ")[0] if name.endswith("%") else name

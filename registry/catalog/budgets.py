@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ..errors import BudgetError
 from ..records import BudgetUse
 from . import bases, common
-from .tables import ArtifactRow, BaseRow, BudgetRow, TaskRow
+from .tables import CURRENT, ArtifactRow, BaseRow, BudgetRow, TaskRow
 
 WHOLE = "*"
 
@@ -77,9 +77,8 @@ def require_room(
 
 def _use(session: Session, row: BudgetRow) -> BudgetUse:
     stored = ArtifactRow.params_weights + ArtifactRow.params_norms + ArtifactRow.params_head
-    current = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
     query = select(func.coalesce(func.sum(ArtifactRow.bytes), 0), func.coalesce(func.sum(stored), 0))
-    query = query.select_from(ArtifactRow).join(TaskRow, current)
+    query = query.select_from(ArtifactRow).join(TaskRow, CURRENT)
     if row.base_id is not None:
         query = query.where(TaskRow.base_id == row.base_id)
     used_bytes, used_params = session.execute(query).one()

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Row, and_, case, func, select
+from sqlalchemy import Row, case, func, select
 from sqlalchemy.orm import Session
 
 from ..errors import SettingsError
 from ..records import BaseCost, BudgetUse, CommonCost, CostReport, LayerCost, Params, TaskCost, Total
 from . import bases, budgets, tasks
 from .tables import (
+    CURRENT,
     ArtifactLayerRow,
     ArtifactRow,
     BaseRow,
@@ -71,7 +72,7 @@ def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> Sequenc
             ArtifactRow.params_head,
             ArtifactRow.metrics,
         )
-        .join(ArtifactRow, and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version))
+        .join(ArtifactRow, CURRENT)
         .where(TaskRow.base_id == base.id)
         .order_by(TaskRow.name)
     )
@@ -140,7 +141,6 @@ def _task_cost(row: Row[*tuple[Any, ...]], backbone: int, common: str) -> TaskCo
 
 def _by_layer(session: Session, base: BaseRow, names: Sequence[str], by: str) -> tuple[LayerCost, ...]:
     """What the tasks store of each layer, in forward order, or of each kind, by name."""
-    current = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
     stored = (
         select(
             ArtifactLayerRow.layer_id,
@@ -149,7 +149,7 @@ def _by_layer(session: Session, base: BaseRow, names: Sequence[str], by: str) ->
             func.sum(ArtifactLayerRow.bytes).label("bytes"),
         )
         .join(ArtifactRow, ArtifactLayerRow.artifact_id == ArtifactRow.id)
-        .join(TaskRow, current)
+        .join(TaskRow, CURRENT)
         .where(TaskRow.base_id == base.id, *([TaskRow.name.in_(names)] if names else []))
         .group_by(ArtifactLayerRow.layer_id)
         .subquery()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..records import TaskLayer
 from . import bases
-from .tables import ArtifactLayerRow, ArtifactRow, LayerRow, TaskRow
+from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, LayerRow, TaskRow
 
 
 def by_task(session: Session, base: str | None = None) -> dict[str, list[TaskLayer]]:
@@ -24,7 +24,7 @@ def by_task(session: Session, base: str | None = None) -> dict[str, list[TaskLay
         .join_from(
             TaskRow,
             ArtifactRow,
-            and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version),
+            CURRENT,
         )
         .join(kept, kept.artifact_id == ArtifactRow.id)
         .join(LayerRow, kept.layer_id == LayerRow.id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, UniqueConstraint, and_
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -196,6 +196,10 @@ class ArtifactRow(Row):
     settings: Mapped[dict[str, Any]]
     run_id: Mapped[str | None] = mapped_column(ForeignKey("taps_runs.id", ondelete="SET NULL"), index=True)
     created: Mapped[datetime] = mapped_column(default=now)
+
+
+CURRENT = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
+"""Joins tasks with the version of theirs that counts; earlier ones are history."""
 
 
 class ArtifactLayerRow(Row):

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, NameTakenError, NotFoundError
 from ..records import InputConfig, Params, Task, TaskLayer
 from . import bases, budgets, common
 from .common import PublishedCommon
-from .tables import ArtifactLayerRow, ArtifactRow, BaseRow, CommonRow, CommonTaskRow, LayerRow, RunRow, TaskRow
+from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, BaseRow, CommonRow, CommonTaskRow, LayerRow, RunRow, TaskRow
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,7 @@ def remove(session: Session, name: str) -> None:
 
 def current_digests(session: Session) -> set[str]:
     """Digests of the current artifacts of all tasks."""
-    joined = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
-    return set(session.scalars(select(ArtifactRow.digest).join(TaskRow, joined)))
+    return set(session.scalars(select(ArtifactRow.digest).join(TaskRow, CURRENT)))
 
 
 def _current() -> Select[*tuple[Any, ...]]:
@@ -216,7 +215,6 @@ def _current() -> Select[*tuple[Any, ...]]:
     It names columns because rows of the tables would be objects of their own, which take twice as long. Many rows are
     best asked of the connection: the session would look at each of them once more.
     """
-    joined = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)
     return (
         select(
             TaskRow.name,
@@ -243,7 +241,7 @@ def _current() -> Select[*tuple[Any, ...]]:
             ArtifactRow.created,
         )
         .join(BaseRow, TaskRow.base_id == BaseRow.id)
-        .outerjoin(ArtifactRow, joined)
+        .outerjoin(ArtifactRow, CURRENT)
         .outerjoin(CommonTaskRow, CommonTaskRow.task_id == TaskRow.id)
         .outerjoin(CommonRow, CommonTaskRow.common_id == CommonRow.id)
     )
