@@ -45,6 +45,7 @@ from taps_registry.plugins.encodings.fp16 import Float16
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
 from taps_registry.plugins.encodings.lowrank import ERROR, LowRank
+from taps_registry.plugins.encodings.minifloat import Float8Deltas
 from taps_registry.plugins.encodings.onebit import OneBit
 from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
@@ -273,6 +274,22 @@ class TestBFloat16Values(CodecTests):
         return 2.0**-8 * value.abs()  # 8 significant bits, rounded to the nearest
 
 
+class TestFloat8Deltas(CodecTests):
+    encoding: ClassVar[Codec] = Float8Deltas()
+
+    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
+        """Half a step of 4 bits of mantissa, or of the subnormals; a whole one where a sign would turn."""
+        return torch.maximum(delta.abs() / 16, delta.abs().max() / 1984)
+
+    def test_a_variance_that_has_almost_gone_stays_above_zero(self) -> None:
+        base = torch.logspace(-6, 2, 400)
+        for shrunk in (0.0, 1e-6, 1e-3, 0.3):
+            value = base * shrunk
+            found = self.encoding.decode(self.encoding.encode(value, base), base)
+            assert (found >= 0).all()
+            assert ((found - value).abs() <= self.tolerance(value, value - base) * 1.0001).all()
+
+
 class TestBFloat16(EncodingTests):
     encoding = BFloat16()
 
@@ -328,6 +345,10 @@ class TestCompressedInt4(TestInt4):
 
 class TestCompressedBFloat16Values(TestBFloat16Values):
     encoding = Compressed(BFloat16Values())
+
+
+class TestCompressedFloat8Deltas(TestFloat8Deltas):
+    encoding = Compressed(Float8Deltas())
 
 
 class TestInt3(Quantised):
@@ -422,8 +443,9 @@ def test_every_form_is_decoded_by_a_suite() -> None:
         for suite in suites(MethodTests)
         for factors in suite.rehearsal(epochs=1).adaptation.factors().values()
     }
-    assert decoded | {BFloat16Values.name} == forms()
-    assert BFloat16Values.name in {suite.encoding.name for suite in suites(CodecTests)}
+    vectors = {BFloat16Values.name, Float8Deltas.name}
+    assert decoded | vectors == forms()
+    assert vectors <= {suite.encoding.name for suite in suites(CodecTests)}
 
 
 def ours() -> list[Any]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..spec import Registrar, hookimpl
-from . import Encoding, expect
+from . import Codec, Encoding, expect
+from .minifloat import Float8Deltas
 from .packing import pack, packed_bytes, unpack
 from .vectors import BFloat16Values
 
@@ -29,7 +30,7 @@ class Integers(Encoding):
     """
 
     bits: int
-    vectors = BFloat16Values()
+    vectors: Codec = Float8Deltas()
 
     @property
     def largest(self) -> int:
@@ -74,6 +75,7 @@ class Int8(Integers):
     name = "int8"
     factors = "low-rank-int8"
     summary = "deltas in 8 bits, a scale for each output channel: a quarter of the bytes"
+    vectors = BFloat16Values()
     bits = 8
 
 

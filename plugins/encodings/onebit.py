@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Encoding, expect
+from .minifloat import Float8Deltas
 from .packing import pack, packed_bytes, unpack
-from .vectors import BFloat16Values
 
 
 class OneBit(Encoding):
@@ -22,7 +22,7 @@ class OneBit(Encoding):
 
     name = "1bit"
     summary = "signs of deltas, a scale for each output channel: a thirtieth of the bytes"
-    vectors = BFloat16Values()
+    vectors = Float8Deltas()
 
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
         rows = (value - base).reshape(len(value), -1)
