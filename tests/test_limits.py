@@ -30,6 +30,7 @@ from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
 from taps_registry.registry.training.budget import parse
+from taps_registry.registry.training.settings import TaskSettings
 
 Add = Callable[..., Task]
 MODEL = "test_resnet"
@@ -82,22 +83,22 @@ def stored_bytes(registry: Registry, task: Task) -> dict[str, int]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "a share, fp32": {"budget": "20%"},
-    "a share, int4": {"budget": "6%", "encoding": "int4"},
+    "a share, fp32": {"method": "taps", "budget": "20%"},
+    "a share, int4": {"method": "taps", "budget": "6%", "encoding": "int4"},
     "a share, in blocks": {"budget": "25%", "granularity": "block"},
     "a share, gated norms": {"budget": "10%", "norms": "gated"},
     "less than the norms, gated norms": {"budget": "1%", "norms": "gated"},
     "a share, low-rank": {"budget": "4%", "method": "taps-lora"},
-    "a share, by direction": {"budget": "3%", "method": "taps-rank"},
+    "a share, by direction": {"budget": "3%"},
     "a share, by direction, int4": {"budget": "2%", "method": "taps-rank", "encoding": "int4"},
     "a share, by direction, int3": {"budget": "2%", "method": "taps-rank", "encoding": "int3"},
-    "bytes": {"budget": "200kB"},
-    "bytes, int8": {"budget": "100kB", "encoding": "int8"},
-    "bytes, compressed": {"budget": "100kB", "encoding": "int8+zstd"},
+    "bytes": {"method": "taps", "budget": "200kB"},
+    "bytes, int8": {"method": "taps", "budget": "100kB", "encoding": "int8"},
+    "bytes, compressed": {"method": "taps", "budget": "100kB", "encoding": "int8+zstd"},
     "bytes, by direction": {"budget": "80kB", "method": "taps-rank", "encoding": "int8"},
-    "parameters": {"budget": "50k"},
+    "parameters": {"method": "taps", "budget": "50k"},
     "parameters, by direction": {"budget": "20k", "method": "taps-rank"},
-    "several": {"budget": "20%,150kB,60k"},
+    "several": {"method": "taps", "budget": "20%,150kB,60k"},
 }
 
 
@@ -172,7 +173,26 @@ def test_a_method_without_gates_may_have_a_budget_that_it_fits(add: Add) -> None
 
 def test_options_that_a_budget_decides_are_refused_beside_it(add: Add) -> None:
     with pytest.raises(SettingsError, match="--method taps within a budget has no use for --penalty, --sparsity"):
-        add("task", budget="20%", sparsity=2.0, penalty="size")
+        add("task", method="taps", budget="20%", sparsity=2.0, penalty="size")
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({}, "taps"),
+        ({"budget": "5%"}, "taps-rank"),
+        ({"budget": "5%", "norms": "frozen"}, "taps-rank"),
+        ({"budget": "5%", "norms": "gated"}, "taps"),
+        ({"budget": "5%", "granularity": "block"}, "taps"),
+        ({"budget": "5%", "method": "taps"}, "taps"),
+    ],
+)
+def test_the_method_unless_one_is_named(settings: dict[str, Any], method: str) -> None:
+    assert TaskSettings(data="", **settings).method == method
+
+
+def test_a_run_keeps_its_method_when_it_gets_a_budget() -> None:
+    assert TaskSettings(data="").changed({"budget": "5%"}).method == "taps"
 
 
 def test_a_method_that_spends_a_budget_wants_one(add: Add) -> None:

@@ -68,7 +68,8 @@ class TaskSettings:
         data: a folder, or ``SCHEME/NAME[@ROOT]`` for ``timm.data.create_dataset``.
         val_data: where validation images are, if not part of ``data``.
         test_data: where test images are, if not part of ``data``.
-        method: how the base is adapted.
+        method: how the base is adapted; by default ``taps``, and within a budget ``taps-rank``, which spends it better,
+            unless what is asked of the gates is what ``taps`` alone can do.
         epochs: passes over the training images.
         batch_size: images a step and process.
         lr: learning rate of the weights; None for the default of the base's plugin.
@@ -106,7 +107,7 @@ class TaskSettings:
     data: str
     val_data: str = ""
     test_data: str = ""
-    method: str = "taps"
+    method: str = ""
     epochs: int = 30
     batch_size: int = 32
     lr: float | None = None
@@ -138,6 +139,11 @@ class TaskSettings:
     tracker: str = "mlflow"
     tracking_uri: str = ""
     skip_bad_images: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.method:
+            by_layer = self.granularity == "layer" and self.norms != "gated"
+            object.__setattr__(self, "method", "taps-rank" if self.budget and by_layer else "taps")
 
     def check(self) -> None:
         """Raises SettingsError for the first value that makes no sense."""
