@@ -53,9 +53,9 @@ def _print_base(cost: BaseCost) -> None:
     from .tasks import accuracy
 
     print_table(
-        ("task", "method", "open>", "weights>", "norms>", "head>", "size>", "of base>", "accuracy>"),
+        ("task", "method", "open>", "weights>", "norms>", "head>", "of base>", "size>", "of base>", "accuracy>"),
         (
-            ("(base) " + cost.base, "", "", number(cost.params), "", "", size(cost.bytes), "100.0 %", ""),
+            ("(base) " + cost.base, "", "", number(cost.params), "", "", "100.0 %", size(cost.bytes), "100.0 %", ""),
             *(
                 (
                     task.task,
@@ -64,8 +64,9 @@ def _print_base(cost: BaseCost) -> None:
                     number(task.params.weights),
                     number(task.params.norms),
                     number(task.params.head),
-                    size(task.bytes),
                     percent(task.share_of_base),
+                    size(task.bytes),
+                    percent(task.share_of_bytes),
                     accuracy(task.metrics),
                 )
                 for task in cost.tasks
@@ -78,8 +79,9 @@ def _print_base(cost: BaseCost) -> None:
             number(cost.total.params),
             "",
             "",
-            size(cost.total.bytes),
             percent(cost.total.multiple),
+            size(cost.total.bytes),
+            percent(cost.total.multiple_of_bytes),
             "",
         ),
     )
@@ -90,7 +92,8 @@ def _print_base(cost: BaseCost) -> None:
         )
     tasks = "1 task" if len(cost.tasks) == 1 else f"{len(cost.tasks)} tasks"
     click.echo(
-        f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base; "
+        f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base's parameters, "
+        f"{cost.total.multiple_of_bytes:.2f} times its bytes; "
         f"copied for each task: {cost.total.multiple_if_copied:.2f} times."
     )
     if cost.budget:

@@ -38,7 +38,12 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 )
 @setting("val_data", str, "Validation images, if they are elsewhere.", "DIR")
 @setting("test_data", str, "Test images, if they are elsewhere.", "DIR")
-@setting("method", str, "How the base is adapted, see `taps-registry plugins`. Default: taps, or taps-rank with --budget.", "NAME")
+@setting(
+    "method",
+    str,
+    "How the base is adapted, see `taps-registry plugins`. Default: taps, or taps-rank with --budget.",
+    "NAME",
+)
 @setting("epochs", click.IntRange(min=1), "Passes over the training images.", "N")
 @setting("batch_size", click.IntRange(min=1), "Images a step.", "N")
 @setting("lr", float, "Learning rate. Default: that of the base's plugin.", "RATE")
@@ -127,11 +132,11 @@ def add_task(
         cost = registry.cost([name])
     if form == "json":
         return print_json(task)
-    of_base = cost.bases[0].tasks[0].share_of_base
+    share = cost.bases[0].tasks[0]
     say(f"Added {name}, version {task.version}: {_accuracy(task.metrics)}.")
     say(
         f"It stores {task.open_layers} of {task.gated_layers} layers, {number(task.params.total)} parameters "
-        f"({percent(of_base)} of the base), {size(task.bytes)}."
+        f"({percent(share.share_of_base)} of the base's) in {size(task.bytes)} ({percent(share.share_of_bytes)})."
     )
     say(f"Next: taps-registry predict {name} IMAGE; taps-registry cost")
     return None

@@ -183,8 +183,9 @@ class CommonCost:
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What one task costs; ``share_of_base`` is (weights + norms) / backbone parameters.
+    """What one task costs.
 
+    ``share_of_base`` is (weights + norms) / backbone parameters; ``share_of_bytes`` is its file against the base's.
     ``common`` names the set whose tensors it needs beside its own, which are counted there.
     """
 
@@ -196,6 +197,7 @@ class TaskCost:
     params: Params
     bytes: int
     share_of_base: float
+    share_of_bytes: float
     metrics: Mapping[str, float]
     common: str = ""
 
@@ -229,13 +231,15 @@ class Total:
     Attributes:
         params: of the base and all its tasks.
         bytes: likewise, on disk; an object that several tasks have in common counts once.
-        multiple: 1 + sum of the tasks' shares of the base, and of the shares of what they have in common.
+        multiple: 1 + sum of the tasks' shares of the base's parameters, and of the shares of what they have in common.
+        multiple_of_bytes: ``bytes`` against those of the base.
         multiple_if_copied: the same if every task were a copy of the base.
     """
 
     params: int
     bytes: int
     multiple: float
+    multiple_of_bytes: float
     multiple_if_copied: float
 
 

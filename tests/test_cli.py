@@ -169,7 +169,7 @@ def test_the_keys_of_cost_are_those_that_are_documented(cli: Cli, home: Path) ->
     document = one_document(cli("--home", home, "cost", "--format", "json").out)
     cost = next(found for found in document["bases"] if found["base"] == "base")
     assert {"base", "params", "bytes", "tasks", "total"} <= cost.keys()
-    assert cost["total"].keys() == {"params", "bytes", "multiple", "multiple_if_copied"}
+    assert cost["total"].keys() == {"params", "bytes", "multiple", "multiple_of_bytes", "multiple_if_copied"}
     assert [task["task"] for task in cost["tasks"]] == ["birds", "cars"]
     for task in cost["tasks"]:
         assert task.keys() == {
@@ -182,6 +182,7 @@ def test_the_keys_of_cost_are_those_that_are_documented(cli: Cli, home: Path) ->
             "params",
             "bytes",
             "share_of_base",
+            "share_of_bytes",
             "metrics",
         }
         assert task["params"].keys() == {"weights", "norms", "head", "total"}
@@ -263,7 +264,7 @@ def test_the_cost_table_adds_up_to_what_json_says(cli: Cli, home: Path) -> None:
     table = cli("--home", home, "cost", "--base", "base").out
     document = one_document(cli("--home", home, "cost", "--base", "base", "--format", "json").out)
     (cost,) = document["bases"]
-    assert f"base with 2 tasks: {cost['total']['multiple']:.2f} times the base" in table
+    assert f"base with 2 tasks: {cost['total']['multiple']:.2f} times the base's parameters" in table
     assert "copied for each task: 3.00 times" in table
     assert "Budget of base: " in table
     assert LONG_BASE not in table

@@ -153,6 +153,7 @@ def test_the_share_of_the_base_leaves_heads_out_on_both_sides(registry: Registry
     assert registry.base("base").backbone_params == backbone
     for task in cost.tasks:
         assert task.share_of_base == pytest.approx((task.params.weights + task.params.norms) / backbone, rel=1e-12)
+        assert task.share_of_bytes == task.bytes / cost.bytes
     shares = {task.task: task.share_of_base for task in cost.tasks}
     assert shares["head"] == 0
     assert shares["norms"] < shares["some-open"] < shares["all-open"] == shares["copy"]
@@ -177,6 +178,7 @@ def test_the_total_is_the_base_and_its_tasks(cost: BaseCost) -> None:
     assert len(cost.tasks) == len(SETTINGS)
     assert cost.total.params == cost.params + sum(task.params.total for task in cost.tasks)
     assert cost.total.multiple == pytest.approx(1 + sum(task.share_of_base for task in cost.tasks), rel=1e-12)
+    assert cost.total.multiple_of_bytes == cost.total.bytes / cost.bytes
     assert cost.total.multiple_if_copied == 1 + len(SETTINGS)
 
 

@@ -39,9 +39,9 @@ class Float8Deltas(Codec):
         scale = delta.abs().amax() / table[-1]
         steps = delta / torch.where(scale > 0, scale, torch.ones_like(scale))
         codes = torch.bucketize(steps, (table[1:] + table[:-1]) / 2)
-        side = base.sign()
-        zero = len(table) // 2
-        while (turned := (value.sign() != -side) & (self._decoded(codes, scale, base).sign() == -side) & (side != 0)).any():
+        zero, side = len(table) // 2, base.sign()
+        kept = (side != 0) & (value.sign() != -side)  # these are to decode to the base's side of 0, or to 0
+        while (turned := kept & (self._decoded(codes, scale, base).sign() == -side)).any():
             codes = torch.where(turned.reshape(-1), codes + (zero - codes).sign(), codes)
         return {"": codes.to(torch.uint8), "scale": scale.reshape(1)}
 

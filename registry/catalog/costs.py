@@ -111,20 +111,22 @@ def _base_cost(
     use: BudgetUse | None,
 ) -> BaseCost:
     sets = {task: shared.name for shared in common for task in shared.tasks}
-    costs = tuple(_task_cost(row, base.backbone_params, sets.get(row.name, "")) for row in found)
+    costs = tuple(_task_cost(row, base, sets.get(row.name, "")) for row in found)
     files = {row.digest: row.bytes for row in found}
+    stored = base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in common}.values())
     total = Total(
         params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in common),
-        bytes=base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in common}.values()),
+        bytes=stored,
         multiple=1
         + sum(cost.share_of_base for cost in costs)
         + sum(one.params for one in common) / base.backbone_params,
+        multiple_of_bytes=stored / base.object.size,
         multiple_if_copied=1.0 + len(costs),
     )
     return BaseCost(base.name, base.params, base.object.size, costs, total, use, by, common)
 
 
-def _task_cost(row: Row[*tuple[Any, ...]], backbone: int, common: str) -> TaskCost:
+def _task_cost(row: Row[*tuple[Any, ...]], base: BaseRow, common: str) -> TaskCost:
     return TaskCost(
         task=row.name,
         version=row.version,
@@ -133,7 +135,8 @@ def _task_cost(row: Row[*tuple[Any, ...]], backbone: int, common: str) -> TaskCo
         layers=row.gated_layers,
         params=Params(row.params_weights, row.params_norms, row.params_head),
         bytes=row.bytes,
-        share_of_base=(row.params_weights + row.params_norms) / backbone,
+        share_of_base=(row.params_weights + row.params_norms) / base.backbone_params,
+        share_of_bytes=row.bytes / base.object.size,
         metrics=row.metrics,
         common=common,
     )
