@@ -38,7 +38,7 @@ class Contender:
         return str(self.settings.get("encoding", "fp32"))
 
 
-def _taps(budget: str, encoding: str = "fp32", recoded: tuple[str, ...] = (), method: str = "taps") -> Contender:
+def _taps(budget: str, encoding: str = "fp32", recoded: tuple[str, ...] = (), method: str = "taps-rank") -> Contender:
     title = f"{method} {budget}" if encoding == "fp32" else f"{method} {budget} {encoding}"
     settings = {"method": method, "budget": budget}
     if encoding != "fp32":
@@ -59,15 +59,14 @@ CONTENDERS: dict[str, Contender] = {
         Contender("lora 10%", {"method": "lora"}, pace=3.0, share=0.10),
         Contender("piggyback", {"method": "piggyback"}),
         Contender("taps penalty", {"method": "taps", "sparsity": 1.0}),
+        Contender("taps penalty by size", {"method": "taps", "sparsity": 1.0, "penalty": "size"}),
+        _taps("5%", method="taps"),
+        _taps("10%", method="taps", recoded=("int8", "int4", "int3", "1bit")),
+        _taps("1%", "int4"),
+        _taps("2%", "int4"),
         _taps("2%"),
         _taps("5%"),
-        _taps("10%", recoded=("int8", "int4", "int3", "1bit")),
+        _taps("10%"),
         _taps("20%"),
-        _taps("1%", "int4"),
-        _taps("1%", "int3"),
-        _taps("1%", "int4", method="taps-rank"),
-        _taps("2%", "int4", method="taps-rank"),
-        _taps("5%", "int4", method="taps-rank"),
-        _taps("10%", method="taps-rank"),
     )
 }

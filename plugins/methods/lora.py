@@ -19,7 +19,8 @@ from ..encodings import Form, expect
 from ..encodings.products import ordered_product
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
-from .reparametrised import Unit, stored, units_of, with_head_and_norms
+from .reparametrised import Product, Unit, stored, units_of, with_head_and_norms
+from .shortcuts import Pair
 
 
 class LowRank(Form):
@@ -36,7 +37,7 @@ class LowRank(Form):
         return base + ordered_product(up, down).reshape(base.shape)
 
 
-class LowRankUnit(Unit):
+class LowRankUnit(Product):
     """A weight with a low-rank delta. It starts as the base's: ``B`` is 0, ``A`` is drawn as torch's linear layers are.
 
     Args:
@@ -55,9 +56,8 @@ class LowRankUnit(Unit):
         down = torch.empty(self.rank, columns).uniform_(-bound, bound, generator=generator)
         super().__init__(live, {"down": down, "up": torch.zeros(rows, self.rank)})
 
-    def weight(self) -> Tensor:
-        delta = self.scale * self.factors["up"] @ self.factors["down"]
-        return self.live.base + delta.reshape(self.live.base.shape)
+    def pair(self) -> Pair:
+        return self.scale * self.factors["up"], self.factors["down"]
 
     def parts(self) -> dict[str, Tensor]:
         return {"up": self.scale * self.factors["up"], "down": self.factors["down"]}

@@ -19,6 +19,7 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
+from .shortcuts import Pair, Shortcut, shortcut
 
 
 class Unit(ABC):
@@ -67,6 +68,18 @@ class Unit(ABC):
             torch.autograd.backward(self.weight(), self.live.grad)
 
 
+class Product(Unit):
+    """A weight ``W0 + U D``, with factors of low rank."""
+
+    @abstractmethod
+    def pair(self) -> Pair:
+        """``U (C_out, r)`` and ``D (r, d)``, with the graph back to the factors."""
+
+    def weight(self) -> Tensor:
+        up, down = self.pair()
+        return self.live.base + (up @ down).reshape(self.live.base.shape)
+
+
 class Reparametrised(Adaptation):
     """Trains the factors of some weights, and plain tensors beside them.
 
@@ -89,7 +102,15 @@ class Reparametrised(Adaptation):
         self.units = tuple(units)
         self.always = frozenset(always)
         super().__init__(model, partition, self.always.union(unit.live.name for unit in units), settings)
+        self.shortcuts = self._shortcuts()
+        self.rested = False  # whether weights need no gradient any more since the last step
         self.write()
+
+    def _shortcuts(self) -> dict[str, Shortcut]:
+        """Of the units that have one, by name of the weight; each is on trial."""
+        products = [unit for unit in self.units if isinstance(unit, Product)]
+        found = {unit.live.name: shortcut(self.model, unit.live, unit.pair) for unit in products}
+        return {name: way for name, way in found.items() if way is not None}
 
     def write(self) -> None:
         """Put all weights into the model."""
@@ -97,10 +118,33 @@ class Reparametrised(Adaptation):
             unit.write()
 
     def after_backward(self) -> None:
+        on_trial = [way for way in self.shortcuts.values() if way.trusted is None]
+        for way in on_trial:
+            way.judge()
         for unit in self.units:
-            unit.pull_back()
+            if unit.live.name not in self.shortcuts or not self.shortcuts[unit.live.name].pull_back():
+                unit.pull_back()
         for unit in self.units:
             unit.live.owner.grad = None
+        if on_trial:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Weights whose gradient nobody asks for any more need none."""
+        asked = {id(unit.live.owner) for unit in self.units if not self._trusts(unit)}
+        plain = {tensor_of(name) for name in self.always}
+        for unit in self.units:
+            if id(unit.live.owner) not in asked and tensor_of(unit.live.name) not in plain:
+                unit.live.owner.requires_grad_(False)
+                self.rested = True
+
+    def start_step(self, done: float) -> bool:
+        rested, self.rested = self.rested, False
+        return rested
+
+    def _trusts(self, unit: Unit) -> bool:
+        way = self.shortcuts.get(unit.live.name)
+        return way is not None and way.trusted is True
 
     @torch.no_grad()
     def after_step(self) -> None:

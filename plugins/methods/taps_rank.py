@@ -36,14 +36,15 @@ from . import (
     no_gated_norms,
 )
 from .lora import LowRank
-from .reparametrised import Reparametrised, Unit, matrices
+from .reparametrised import Product, Reparametrised, matrices
+from .shortcuts import Pair
 
-FIXED_AT = 0.25  # share of the run
+FIXED_AT = 0.1  # share of the run
 MEMORY = 0.95  # of the mean squared gradients over steps
 PACE = 3.0  # learning rate of factors against that of weights
 
 
-class Directions(Unit):
+class Directions(Product):
     """A weight with a delta of low rank.
 
     Args:
@@ -57,8 +58,8 @@ class Directions(Unit):
         self.form = stored_as
         super().__init__(live, {"up": up, "down": down})
 
-    def weight(self) -> Tensor:
-        return self.live.base + (self.factors["up"] @ self.factors["down"]).reshape(self.live.base.shape)
+    def pair(self) -> Pair:
+        return self.factors["up"], self.factors["down"]
 
     def parts(self) -> dict[str, Tensor]:
         up, down = (self.factors[name].detach().float().cpu() for name in ("up", "down"))
@@ -96,6 +97,7 @@ class RankAdaptation(Reparametrised):
         self._never = self._held  # rows that do not train whatever is chosen
         self.form = form_of(settings)
         self.fixed = False
+        self._new = False  # whether factors have come that the optimiser does not know
         self._layers = live_tensors(model, partition.layer_tensors())
         self.candidates = [live for live in self._layers.values() if live.owner.ndim > 1 and highest_rank(live)]
         self.curvature = torch.zeros(len(self.candidates), device=next(model.parameters()).device)
@@ -111,7 +113,9 @@ class RankAdaptation(Reparametrised):
             live.value.lerp_(live.base, lr * self.settings.weight_decay)
 
     def start_step(self, done: float) -> bool:
-        if self.fixed or done < FIXED_AT:
+        if self.fixed:
+            return super().start_step(done)
+        if done < FIXED_AT:
             return False
         self._fix()
         return True
@@ -164,9 +168,14 @@ class RankAdaptation(Reparametrised):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in moving)
         self._held = {**self._never, **{name: live for name, live in closed.items() if live.rows is not None}}
+        self.shortcuts = self._shortcuts()
+        self._new = True
         self.write()
 
     def late_groups(self) -> list[dict[str, Any]]:
+        if not self._new:
+            return []
+        self._new = False
         lr = PACE * self.settings.lr
         return [{**group, "lr": lr} for group in self.factor_groups() if group["params"]]
 
@@ -194,7 +203,9 @@ class RankAdaptation(Reparametrised):
 
     def begin_again(self) -> None:
         """Whole layers train again, from what they are."""
-        self.fixed, self.units, self.always = False, (), self.trained
+        for way in self.shortcuts.values():
+            way.close()
+        self.fixed, self.units, self.always, self.shortcuts = False, (), self.trained, {}
         self._held = self._never
         owners = {tensor_of(name) for name in self.trained}
         for name, parameter in self.model.named_parameters():
