@@ -493,6 +493,7 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
     "piggyback": ("resnet", {"lr": 5e-2}),
     "diff-pruning": ("vit", {"keep": 0.01, "lr": 5e-3, "epochs": 4, "score_lr": 1.0, "sparsity": 50.0}),
     "taps-lora": ("resnet", {**GATED, "granularity": "block"}),
+    "taps-rank": ("vit", {"budget": "10%"}),
     "taps": ("vit", {**GATED, "granularity": "block"}),
     "vmt-adapter": ("vit", {}),
     "vmt-adapter-lite": ("vit", {}),

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taps_registry.plugins.methods import live_tensors
+from taps_registry.plugins.manager import PluginManager
+from taps_registry.plugins.methods import MethodSettings, live_tensors
+from taps_registry.plugins.methods.lora import Lora
+from taps_registry.plugins.methods.reparametrised import Reparametrised
 from taps_registry.plugins.methods.shortcuts import Shortcut, shortcut
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -136,6 +140,41 @@ def test_a_shortcut_that_leads_elsewhere_is_given_up(model: type[Around]) -> Non
     assert not way.pull_back()
     assert all(factor.grad is None for factor in pair)
     assert not made.layer._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
+def test_a_models_factors_get_the_gradients_of_the_long_way(name: str) -> None:
+    plugins = PluginManager()
+
+    def gradients(short: bool) -> dict[tuple[str, str], Tensor]:
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=3).train()
+        partition = plugins.partition(plugins.architecture_for(model), model)
+        adaptation = Lora().adapt(model, partition, MethodSettings(epochs=1, lr=0.1, weight_decay=0.0, seed=0, rank=1))
+        assert isinstance(adaptation, Reparametrised)
+        for unit in adaptation.units:
+            nn.init.normal_(unit.factors["up"], std=0.01)
+        adaptation.write()
+        if not short:
+            adaptation.shortcuts = {}
+        functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
+        adaptation.after_backward()
+        if short:
+            taken = [unit for unit in adaptation.units if not unit.live.owner.requires_grad]
+            assert len(taken) > len(adaptation.units) / 4
+            assert adaptation.start_step(0.5), "the optimiser is told"
+            assert not adaptation.start_step(0.6), "once"
+        return {
+            (unit.live.name, which): factor.grad
+            for unit in adaptation.units
+            for which, factor in unit.factors.items()
+            if factor.grad is not None
+        }
+
+    short, long = gradients(short=True), gradients(short=False)
+    assert short.keys() == long.keys()
+    for key, gradient in long.items():
+        torch.testing.assert_close(short[key], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
 class Standardised(nn.Conv2d):
