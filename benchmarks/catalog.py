@@ -1,7 +1,7 @@
 """How long the catalog takes to answer with many tasks in it, and the plans its databases answer by.
 
-    python benchmarks/catalog.py                        # 10,000 tasks of 54 layers, SQLite and PostgreSQL
-    python benchmarks/catalog.py --tasks 1000 --database sqlite
+    python -m benchmarks.catalog                        # 10,000 tasks of 54 layers, SQLite and PostgreSQL
+    python -m benchmarks.catalog --tasks 1000 --database sqlite
 
 Every question is asked through ``Registry``, as the command line does; the time is that of the whole call, the rows
 made into records. The rows are put in by bulk inserts and look as ``add-task`` leaves them.
@@ -21,7 +21,6 @@ from time import perf_counter, process_time
 from typing import Any
 
 import click
-from conditions import conditions, write
 from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session
 
@@ -40,6 +39,8 @@ from taps_registry.registry.catalog.tables import (
 )
 from taps_registry.registry.records import Base, InputConfig, LayerInfo
 from taps_registry.registry.training.settings import TaskSettings
+
+from .conditions import conditions, write
 
 INPUT = InputConfig((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.95, "center")
 LAYER_PARAMS = 400_000

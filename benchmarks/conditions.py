@@ -18,7 +18,7 @@ def conditions(packages: Iterable[str]) -> dict[str, Any]:
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -27,6 +27,11 @@ def conditions(packages: Iterable[str]) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def _module() -> str:
+    """The module that was run, as ``python -m`` names it."""
+    return str(getattr(sys.modules["__main__"].__spec__, "name", Path(sys.argv[0]).name))
 
 
 def _processor() -> str:

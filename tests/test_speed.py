@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def measured(script: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """What a script wrote."""
-    command = [sys.executable, str(BENCHMARKS / script), *arguments, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def measured(module: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(out.read_text("utf-8"))
     assert {"date", "command", "machine", "versions"} <= set(found)
@@ -23,7 +23,7 @@ def measured(script: str, out: Path, *arguments: str) -> dict[str, Any]:
 
 def test_a_small_catalog_is_asked_every_question(tmp_path: Path) -> None:
     arguments = ("--tasks", "30", "--layers", "5", "--rounds", "2", "--database", "sqlite")
-    found = measured("catalog.py", tmp_path / "catalog.json", *arguments)
+    found = measured("catalog", tmp_path / "catalog.json", *arguments)
     asked = found["databases"]["sqlite"]
     assert {"cost", "cost --by layer", "tasks", "budget show"} <= set(asked)
     for name, answer in asked.items():
@@ -34,17 +34,20 @@ def test_a_small_catalog_is_asked_every_question(tmp_path: Path) -> None:
         )
 
 
-def test_steps_are_compared_with_gates_moving_and_fixed(tmp_path: Path) -> None:
+def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: Path) -> None:
     arguments = ("--quick", "--part", "steps", "--model", "test_resnet", "--pixels", "32")
-    found = measured("speed.py", tmp_path / "speed.json", *arguments)
+    found = measured("speed.run", tmp_path / "speed.json", *arguments)
     what = [result["what"] for result in found["results"]]
-    assert [text.partition(": ")[2] for text in what[:4]] == [
-        "a step of taps, gates moving / of full",
+    assert [text.partition(": ")[2] for text in what] == [
         "a step of W0 + I*D in the forward pass / of full",
-        "a step of taps, gates moving / of W0 + I*D",
-        "a step of taps, gates fixed / of full",
+        "a step of taps-rank, before it is fixed / of full",
+        "a step of taps-rank, fixed / of full",
+        "a step of taps-rank, fixed / of W0 + I*D",
+        "a step of taps, before it is fixed / of full",
+        "a step of taps, fixed / of full",
+        "a step of taps, fixed / of W0 + I*D",
     ]
     for result in found["results"]:
         assert 0 < result["low"] <= result["ratio"] <= result["high"]
-    opened, layers = (int(word) for word in found["results"][3]["note"].split(" layers")[0].split(" of "))
+    opened, layers = (int(word) for word in found["results"][5]["note"].split(" layers")[0].split(" of "))
     assert 0 < opened < layers

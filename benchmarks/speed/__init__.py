@@ -1,0 +1,1 @@
+"""How fast training, storing, loading and starting are: ratios within one run."""

@@ -1,0 +1,50 @@
+"""Peaks of memory: a process for each contender."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+
+from .contenders import Composed, Steps
+from .jobs import SPENDERS, Options
+from .ratios import Ratio, exactly
+
+
+def peak(options: Options, model: str, contender: str) -> dict[str, int]:
+    """Bytes of a run's steps before and after its gates are fixed, beyond what the imports took."""
+    import psutil
+    import torch
+
+    for name in ("timm.optim", "taps_registry.registry.training.loop"):
+        import_module(name)  # their own memory is nobody's
+    before = psutil.Process().memory_info().rss
+    made = Composed(options, model) if contender == "composed" else Steps(options, model, contender)
+    made.warm_up()
+    if contender in SPENDERS:
+        made.fix()
+        made.warm_up()
+    if options.on_gpu:
+        return {"bytes": torch.cuda.max_memory_allocated()}
+    import resource
+
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, "imports": before}
+
+
+def memory(options: Options) -> Iterator[Ratio]:
+    """Peaks of memory, each in a process of its own."""
+    given = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
+    given += ["--pixels", str(options.pixels), *(["--compile"] if options.compile else [])]
+    for model in options.models:
+        peaks = {}
+        for contender in ("full", *SPENDERS, "composed"):
+            command = [sys.executable, "-m", "benchmarks.speed.run", *given, "--child", f"{model}/{contender}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  (this package)
+            peaks[contender] = json.loads(done.stdout.splitlines()[-1])["bytes"]
+        note = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
+        what = f"{model}: peak memory of %s / of full"
+        for method in SPENDERS:
+            yield exactly("memory", what % method, peaks[method] / peaks["full"], target=1.35, note=note)
+        yield exactly("memory", what % "W0 + I*D", peaks["composed"] / peaks["full"])

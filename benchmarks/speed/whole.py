@@ -1,0 +1,50 @@
+"""Whole runs of add-task."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .jobs import BUDGET, SPENDERS, Options, noisy_images
+from .ratios import Ratio, in_turns, summed_up
+
+
+def whole_runs(options: Options) -> Iterator[Ratio]:
+    """``add-task`` from the first image to the catalog, for equal epochs."""
+    from taps_registry import Registry
+
+    model, epochs, pairs = options.models[0], 5 if options.quick else 10, 2 if options.quick else 5
+    per_class = 12 if options.quick else 40
+    told = {
+        "epochs": epochs,
+        "batch_size": options.batch,
+        "tracker": "none",
+        "device": options.device,
+        "precision": options.precision,
+        "input_size": options.pixels,
+    }
+    with (
+        noisy_images(4 * per_class, 4, (256, 192)) as images,
+        tempfile.TemporaryDirectory() as home,
+        Registry.init(Path(home) / "home") as registry,
+    ):
+        registry.add_base("base", model, random_init=True)
+
+        def run(**settings: Any) -> float:
+            begun = options.now()
+            registry.add_task("task", "base", images, **told, **settings)
+            seconds = options.now() - begun
+            registry.remove("task")
+            registry.gc()
+            return seconds
+
+        for method in SPENDERS:
+
+            def spend(method: str = method) -> float:
+                return run(method=method, budget=BUDGET)
+
+            ratios = in_turns(spend, lambda: run(method="full"), pairs)
+            what = f"{model}: add-task --budget {BUDGET} --method {method} / --method full, {epochs} epochs"
+            yield summed_up("add-task", what, ratios, target=0.80)
