@@ -65,8 +65,10 @@ class Shortcut:
 
     @torch.no_grad()
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
-        up, down = (factor.detach().to(gradient.dtype) for factor in self.factors())
-        of_up, of_down = (one.float() for one in self._products(given.to(gradient.dtype), gradient, up, down))
+        pair = [factor.detach() for factor in self.factors()]
+        up, down = (factor.to(gradient.dtype) for factor in pair)
+        made = self._products(given.to(gradient.dtype), gradient, up, down)
+        of_up, of_down = (one.to(factor.dtype) for one, factor in zip(made, pair, strict=True))
         self.found = (of_up, of_down) if self.found is None else (self.found[0] + of_up, self.found[1] + of_down)
 
     def _products(self, given: Tensor, gradient: Tensor, up: Tensor, down: Tensor) -> Pair:
@@ -89,8 +91,8 @@ class Shortcut:
         gradient = self.live.grad
         if gradient is None:
             return
-        up, down = (factor.detach().float() for factor in self.factors())
-        whole = gradient.reshape(len(up), -1).float()
+        up, down = (factor.detach() for factor in self.factors())
+        whole = gradient.reshape(len(up), -1).to(up.dtype)
         wanted = (whole @ down.T, up.T @ whole)
         size = sum(one.square().sum() for one in wanted)
         if not size:
