@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,15 @@ def load(context: Context, base: Base) -> LoadedBase:
     """Read a base's tensors from the store.
 
     Raises:
-        PluginError: before anything is read, if the plugin that laid out the base is not here, or now lays the layers
-            out otherwise: what tasks have stored would mean something else.
-        IntegrityError: if they are missing or damaged.
+        PluginError: if the plugin that laid out the base is not here, or now lays the layers out otherwise: what tasks
+            have stored would mean something else.
+        IntegrityError: if there is nothing to say against that, and they are missing or damaged.
     """
-    check_layout(context.plugins, base)
-    return LoadedBase(base, load_file(context.store.get(base.object)), context.plugins)
+    with ThreadPoolExecutor(1) as beside:
+        checked = beside.submit(context.store.get, base.object)  # as long as the layout takes, on another core
+        check_layout(context.plugins, base)
+        tensors = load_file(checked.result())
+    return LoadedBase(base, tensors, context.plugins)
 
 
 def check_layout(plugins: PluginManager, base: Base) -> None:
