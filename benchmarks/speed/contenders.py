@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from taps_registry.plugins.methods.steering import Steering
+from taps_registry.plugins.methods.taps_rank import RankAdaptation
 
 from .jobs import BEYOND, CLASSES, Options, make_job
 
@@ -47,10 +48,12 @@ class Steps:
             self()
 
     def fix(self) -> None:
-        """Go on to where the loop fixes what is stored; the worth of gates is drawn anew, so that they lie anywhere."""
+        """Go on to where the loop fixes what is stored; the worth of layers is made up, so that it lies anywhere."""
         import torch
 
-        if isinstance(gates := getattr(self.trainer.adaptation, "scores", None), Steering):
+        if isinstance(self.trainer.adaptation, RankAdaptation):
+            self.trainer.adaptation.curvature.fill_(1.0)
+        elif isinstance(gates := getattr(self.trainer.adaptation, "scores", None), Steering):
             chance = torch.Generator().manual_seed(0)
             gates.worth.copy_(torch.rand(len(gates.worth), generator=chance))
         self.done = BEYOND // 2

@@ -79,6 +79,14 @@ class Product(Unit):
         up, down = self.pair()
         return self.live.base + (up @ down).reshape(self.live.base.shape)
 
+    @torch.no_grad()
+    def write(self) -> None:
+        rows, value = len(self.live.base), self.live.value
+        if value.is_contiguous():
+            torch.addmm(self.live.base.reshape(rows, -1), *self.pair(), out=value.view(rows, -1))
+        else:
+            super().write()
+
 
 class Reparametrised(Adaptation):
     """Trains the factors of some weights, and plain tensors beside them.

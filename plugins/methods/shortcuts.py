@@ -83,7 +83,8 @@ class Shortcut:
         inner = functional.conv2d(given, kernel, None, *place)
         thin = functional.conv2d(gradient, up.T.reshape(-1, len(up), 1, 1))
         of_down = conv2d_weight(given, list(kernel.shape), thin, *place)  # type: ignore[no-untyped-call]
-        return torch.einsum("nohw,nrhw->or", gradient, inner), of_down.reshape(down.shape)
+        of_up = conv2d_weight(inner, [*up.shape, 1, 1], gradient)  # type: ignore[no-untyped-call]
+        return of_up.reshape(up.shape), of_down.reshape(down.shape)
 
     @torch.no_grad()
     def judge(self) -> None:
