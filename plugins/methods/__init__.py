@@ -264,7 +264,7 @@ class Adaptation:
         return False
 
     def late_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser of the weights that came while training."""
+        """Groups for the optimiser of the weights that came while training; their learning rates rise from 0 anew."""
         return []
 
     def after_backward(self) -> None:

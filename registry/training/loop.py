@@ -195,12 +195,13 @@ class Trainer:
         from timm.scheduler import CosineLRScheduler
 
         method, total = self.adaptation.settings, self.steps * self.settings.epochs
+        self.warmup = max(1, round(WARMUP_SHARE * total))
         self.schedules = [
             CosineLRScheduler(
                 optimiser,
                 t_initial=total,
                 lr_min=lr * 0.01,
-                warmup_t=max(1, round(WARMUP_SHARE * total)),
+                warmup_t=self.warmup,
                 warmup_lr_init=lr * 0.05,
                 t_in_epochs=False,
             )
@@ -251,9 +252,12 @@ class Trainer:
         """One step. Returns the mean loss over the batch and how many of it were right."""
         update = epoch * self.steps + step
         if self.adaptation.start_step(update / (self.steps * self.settings.epochs)):
-            self._train_others()
+            self._train_others(update)
         for schedule in self.schedules:
             schedule.step_update(update)
+        for group in self.optimiser.param_groups:
+            if "since" in group:  # parameters that came while training have a warm-up of their own
+                group["lr"] *= min(1.0, (update - group["since"] + 1) / self.warmup)
         with self.accelerator.autocast():
             logits = self.model(pixels).float()
             loss = functional.cross_entropy(logits, labels)
@@ -276,14 +280,18 @@ class Trainer:
         self.adaptation.after_step()
         return value, int((logits.argmax(dim=1) == labels).sum())
 
-    def _train_others(self) -> None:
-        """Forget what the optimiser kept of parameters that train no more, and let it know those that are new."""
+    def _train_others(self, update: int) -> None:
+        """Forget what the optimiser kept of parameters that train no more, and let it know those that are new.
+
+        Args:
+            update: the step that comes, counted over all epochs.
+        """
         for group in self.optimiser.param_groups:
             for parameter in group["params"]:
                 if not parameter.requires_grad:
                     self.optimiser.optimizer.state.pop(parameter, None)
         for group in self.adaptation.late_groups():
-            self.optimiser.optimizer.add_param_group(group)
+            self.optimiser.optimizer.add_param_group({**group, "since": update})
         self._prepare_schedules()
         if self.accelerator.num_processes > 1:
             self.model = self.accelerator.prepare_model(self.raw)
@@ -371,7 +379,7 @@ class Trainer:
         if state["trained_under"] != self.settings.trained_under():
             self.adaptation.begin_again()
             return
-        self._train_others()
+        self._train_others(0)  # the optimiser's state knows since when
         self.optimiser.load_state_dict(_with_tuples(state["optimiser"]))
         if self.score_optimiser is not None:
             self.score_optimiser.load_state_dict(_with_tuples(state["scores"]))
