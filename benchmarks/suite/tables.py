@@ -24,7 +24,7 @@ from .run import RATES, RESULTS, chosen
 from .tasks import TASKS
 
 REFERENCE = "full"
-SHOWN = "taps 10%"  # whose layers the picture shows
+SHOWN = "taps-rank 10%"  # whose layers the picture shows
 README = Path("README.md")
 MARK = re.compile(r"(<!-- benchmark -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 
@@ -213,7 +213,7 @@ def accuracy_picture(found: Sequence[Row], path: Path) -> None:
         for (family, points), marker in zip(series.items(), cycle("osDv^<>PXh*pd"), strict=False):
             points.sort()
             shares, behind, errors = zip(*points, strict=True)
-            style = "-" if family in ("taps, a budget", "taps-rank, few bits") else ""
+            style = "-" if family.startswith("taps-rank") else ""
             panel.errorbar(shares, behind, errors, marker=marker, linestyle=style, label=family, markersize=5)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set(title=backbone, xlabel="bytes a task, % of the base", xscale="log")
@@ -228,12 +228,12 @@ def _family(name: str) -> str:
     """Rows that are drawn as one series."""
     if "stored again" in name:
         return "taps, stored again"
-    if name == "taps penalty":
+    if name.startswith("taps penalty"):
         return "taps, a penalty"
     if name.startswith("taps-rank"):
         return "taps-rank, few bits" if "int" in name else "taps-rank"
     if name.startswith("taps"):
-        return "taps, few bits" if name.rpartition(" ")[2].startswith("int") else "taps, a budget"
+        return "taps, a budget"
     return name.rpartition(" ")[0] if name.endswith("%") else name
 
 
