@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -249,16 +250,13 @@ def show(session: Session, name: str, form: str) -> None:
     from ..registry.errors import NotFoundError
 
     with session.open() as registry:
-        known_tasks = {task.name for task in registry.tasks()}
-        known_bases = {base.name for base in registry.bases()}
-        if name not in known_tasks | known_bases:
-            every = ", ".join(sorted(known_tasks | known_bases)) or "nothing yet"
-            raise NotFoundError(f"There is no task or base {name!r}. There are: {every}")
         found: dict[str, Task | Base] = {}
-        if name in known_tasks:
-            found["task"] = registry.task(name)
-        if name in known_bases:
-            found["base"] = registry.base(name)
+        for what, get in (("task", registry.task), ("base", registry.base)):
+            with suppress(NotFoundError):
+                found[what] = get(name)
+        if not found:
+            every = sorted({record.name for record in (*registry.tasks(), *registry.bases())})
+            raise NotFoundError(f"There is no task or base {name!r}. There are: {', '.join(every) or 'nothing yet'}")
     if form == "json":
         return print_json(found)
     for what, record in found.items():
