@@ -251,12 +251,14 @@ def show(session: Session, name: str, form: str) -> None:
 
     with session.open() as registry:
         found: dict[str, Task | Base] = {}
-        for what, get in (("task", registry.task), ("base", registry.base)):
-            with suppress(NotFoundError):
-                found[what] = get(name)
+        with suppress(NotFoundError):
+            found["task"] = registry.task(name)
+        with suppress(NotFoundError):
+            found["base"] = registry.base(name)
         if not found:
-            every = sorted({record.name for record in (*registry.tasks(), *registry.bases())})
-            raise NotFoundError(f"There is no task or base {name!r}. There are: {', '.join(every) or 'nothing yet'}")
+            known = {task.name for task in registry.tasks()} | {base.name for base in registry.bases()}
+            every = ", ".join(sorted(known)) or "nothing yet"
+            raise NotFoundError(f"There is no task or base {name!r}. There are: {every}")
     if form == "json":
         return print_json(found)
     for what, record in found.items():
