@@ -76,7 +76,7 @@ class TaskSettings:
         weight_decay: decoupled.
         score_lr: learning rate of the gates' scores.
         sparsity: lambda, the strength of the penalty on the scores.
-        penalty: what a gate weighs in it: ``uniform``, ``root`` or ``size``.
+        penalty: what a gate weighs in it: ``size``, ``root`` or ``uniform``, the paper's.
         budget: what the task may store, such as ``5%``, ``2MB``, ``500k``, ``remaining/3``; empty for no limit.
         threshold: a gate is open while its score is at least this.
         norms: ``task``, ``gated`` or ``frozen``.
@@ -114,7 +114,7 @@ class TaskSettings:
     weight_decay: float = 0.01
     score_lr: float = 0.01
     sparsity: float = 1.0
-    penalty: str = "uniform"
+    penalty: str = "size"
     budget: str = ""
     threshold: float = 0.1
     norms: str = "task"
