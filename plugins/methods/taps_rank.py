@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -21,70 +19,29 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..architectures.pieces import tensor_of
-from ..encodings.factors import FORMS
 from ..spec import Registrar, hookimpl
 from . import (
     Adaptation,
     LayerState,
-    Live,
     Method,
     MethodSettings,
-    Size,
     Stored,
     head_and_norms,
     live_tensors,
     no_gated_norms,
 )
+from .directions import Cut, Directions, choose, highest_rank, size_of
 from .lora import LowRank
-from .reparametrised import Product, Reparametrised, matrices
-from .shortcuts import Pair
+from .reparametrised import Reparametrised, matrices
 
 FIXED_AT = 0.1  # share of the run
 MEMORY = 0.95  # of the mean squared gradients over steps
 PACE = 3.0  # learning rate of factors against that of weights
 
 
-class Directions(Product):
-    """A weight with a delta of low rank.
-
-    Args:
-        live: the weight.
-        up: ``(C_out, r)``.
-        down: ``(r, d)``.
-        stored_as: name of the form of the factors.
-    """
-
-    def __init__(self, live: Live, up: Tensor, down: Tensor, stored_as: str) -> None:
-        self.form = stored_as
-        super().__init__(live, {"up": up, "down": down})
-
-    def pair(self) -> Pair:
-        return self.factors["up"], self.factors["down"]
-
-    def parts(self) -> dict[str, Tensor]:
-        up, down = (self.factors[name].detach().float().cpu() for name in ("up", "down"))
-        return FORMS[self.form].parts(up, down) if self.form in FORMS else {"up": up, "down": down}
-
-    def size(self) -> Size:
-        return size_of(len(self.factors["down"]), self.live, self.form)
-
-
-def size_of(rank: int, live: Live, form: str) -> Size:
-    """What factors of this rank take."""
-    rows, columns = len(live.base), prod(live.base.shape[1:])
-    values = rank * (rows + columns)
-    return Size(values, FORMS[form].nbytes(rank, rows, columns) if form in FORMS else 4 * values)
-
-
 def form_of(settings: MethodSettings) -> str:
     """Name of the form that factors are stored in."""
     return settings.factors or LowRank.name
-
-
-def highest_rank(live: Live) -> int:
-    """The highest rank whose factors have fewer values than the weight."""
-    rows, columns = len(live.base), prod(live.base.shape[1:])
-    return (rows * columns - 1) // (rows + columns)
 
 
 class RankAdaptation(Reparametrised):
@@ -124,16 +81,7 @@ class RankAdaptation(Reparametrised):
     def _fix(self) -> None:
         """Keep the directions that are worth most, close the layers that have none, and train factors from now on."""
         cuts = [Cut.of(live) for live in self.candidates]
-        order = sorted(
-            (-float(matters) * size**2 / sum(live.base.reshape(len(live.base), -1).shape), index)
-            for index, (live, matters, cut) in enumerate(zip(self.candidates, self.curvature, cuts, strict=True))
-            for size in cut.sizes[: highest_rank(live)].tolist()
-        )
-        kept, refused = 0, len(order) + 1
-        while refused - kept > 1:
-            middle = (kept + refused) // 2
-            kept, refused = (middle, refused) if self._fits(_counted(order[:middle])) else (kept, middle)
-        ranks = _counted(order[:kept])
+        ranks = choose(self.candidates, self.curvature.tolist(), cuts, self._fits)
         self._train(
             {live.name: cuts[index].factors(ranks[index]) for index, live in enumerate(self.candidates) if ranks[index]}
         )
@@ -219,33 +167,6 @@ class RankAdaptation(Reparametrised):
         self.curvature.copy_(state["curvature"])
         if state["fixed"]:
             self._train({name: (pair["up"], pair["down"]) for name, pair in state["factors"].items()})
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A delta's singular values, largest first, and vectors: ``(C_out, k)``, ``(k,)`` and ``(k, d)``."""
-
-    left: Tensor
-    sizes: Tensor
-    right: Tensor
-
-    @classmethod
-    def of(cls, live: Live) -> Cut:
-        delta = (live.value - live.base).reshape(len(live.base), -1).float()
-        return cls(*torch.linalg.svd(delta, full_matrices=False))
-
-    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """``up (C_out, r)`` and ``down (r, d)``, of the same norms.
-
-        They lie in memory as they do when they are read from a checkpoint: products round by that.
-        """
-        roots = self.sizes[:rank].sqrt()
-        return (self.left[:, :rank] * roots).contiguous(), (roots[:, None] * self.right[:rank]).contiguous()
-
-
-def _counted(order: Iterable[tuple[float, int]]) -> Counter[int]:
-    """How many directions of each candidate are among these."""
-    return Counter(index for _, index in order)
 
 
 class TapsRank(Method):

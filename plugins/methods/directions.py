@@ -1,0 +1,107 @@
+"""Directions of a delta: its singular vectors, which of them are worth their bytes, and training those."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..encodings.factors import FORMS
+from . import Live, Size
+from .reparametrised import Product
+from .shortcuts import Pair
+
+
+class Directions(Product):
+    """A weight with a delta of low rank.
+
+    Args:
+        live: the weight.
+        up: ``(C_out, r)``.
+        down: ``(r, d)``.
+        stored_as: name of the form of the factors.
+    """
+
+    def __init__(self, live: Live, up: Tensor, down: Tensor, stored_as: str) -> None:
+        self.form = stored_as
+        super().__init__(live, {"up": up, "down": down})
+
+    def pair(self) -> Pair:
+        return self.factors["up"], self.factors["down"]
+
+    def parts(self) -> dict[str, Tensor]:
+        up, down = (self.factors[name].detach().float().cpu() for name in ("up", "down"))
+        return FORMS[self.form].parts(up, down) if self.form in FORMS else {"up": up, "down": down}
+
+    def size(self) -> Size:
+        return size_of(len(self.factors["down"]), self.live, self.form)
+
+
+def size_of(rank: int, live: Live, form: str) -> Size:
+    """What factors of this rank take."""
+    rows, columns = len(live.base), prod(live.base.shape[1:])
+    values = rank * (rows + columns)
+    return Size(values, FORMS[form].nbytes(rank, rows, columns) if form in FORMS else 4 * values)
+
+
+def highest_rank(live: Live) -> int:
+    """The highest rank whose factors have fewer values than the weight."""
+    rows, columns = len(live.base), prod(live.base.shape[1:])
+    return (rows * columns - 1) // (rows + columns)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A delta's singular values, largest first, and vectors: ``(C_out, k)``, ``(k,)`` and ``(k, d)``."""
+
+    left: Tensor
+    sizes: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, live: Live) -> Cut:
+        delta = (live.value - live.base).reshape(len(live.base), -1).float()
+        return cls(*torch.linalg.svd(delta, full_matrices=False))
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """``up (C_out, r)`` and ``down (r, d)``, of the same norms.
+
+        They lie in memory as they do when they are read from a checkpoint: products round by that.
+        """
+        roots = self.sizes[:rank].sqrt()
+        return (self.left[:, :rank] * roots).contiguous(), (roots[:, None] * self.right[:rank]).contiguous()
+
+
+def choose(
+    candidates: Sequence[Live],
+    curvature: Sequence[float],
+    cuts: Sequence[Cut],
+    fits: Callable[[Counter[int]], bool],
+) -> Counter[int]:
+    """How many directions each weight keeps: of all, those worth most for what they take, as many as fit.
+
+    Args:
+        candidates: the weights.
+        curvature: mean squared gradient of each.
+        cuts: the decomposition of each one's delta.
+        fits: whether so many directions of the weights, by index, may be stored.
+    """
+    order = sorted(
+        (-matters * size**2 / sum(live.base.reshape(len(live.base), -1).shape), index)
+        for index, (live, matters, cut) in enumerate(zip(candidates, curvature, cuts, strict=True))
+        for size in cut.sizes[: highest_rank(live)].tolist()
+    )
+    kept, refused = 0, len(order) + 1
+    while refused - kept > 1:
+        middle = (kept + refused) // 2
+        kept, refused = (middle, refused) if fits(_counted(order[:middle])) else (kept, middle)
+    return _counted(order[:kept])
+
+
+def _counted(order: Iterable[tuple[float, int]]) -> Counter[int]:
+    """How many directions of each candidate are among these."""
+    return Counter(index for _, index in order)
