@@ -162,7 +162,11 @@ def test_a_variance_stays_what_it_is_nearly_and_above_zero(tmp_path: Path, name:
     )
     found = read_artifact(tmp_path / "a", base, digest(base), PLUGINS)[1]["bn.running_var"]
     assert found.min() > 0
-    torch.testing.assert_close(found, variances, rtol=2**-8, atol=0)
+    if name in ("bf16", "fp16", "int8"):
+        torch.testing.assert_close(found, variances, rtol=2**-8, atol=0)
+    else:  # in 8 bits: to a sixteenth of the octaves that it moved
+        moved, off = (variances / base["bn.running_var"]).log2(), (found / variances).log2()
+        assert (off.abs() <= moved.abs() / 16 + 1e-6).all()
 
 
 @pytest.mark.parametrize("form", ["int8", "int4", "int3", "1bit"])
@@ -321,7 +325,7 @@ def test_an_encoding_that_is_not_installed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     change(tmp_path / "a", entry("conv.bias", encoding="int5"))
     with pytest.raises(
-        PluginError, match=r"no encoding 'int5'. There are: 1bit, bf16, bf16-values, centre, fp16, fp32"
+        PluginError, match=r"no encoding 'int5'. There are: 1bit, bf16, bf16-values, centre, float8-changes, fp16, fp32"
     ):
         read(tmp_path / "a")
 

@@ -74,7 +74,8 @@ def test_what_does_not_shrink_is_stored_as_the_inner_codec_has_it() -> None:
 
 
 def test_norms_and_vectors_are_compressed_too() -> None:
-    assert PLUGINS.encoding("int4+zstd").vectors.name == "bf16-values+zstd"  # type: ignore[union-attr]
+    assert PLUGINS.encoding("int8+zstd").vectors.name == "bf16-values+zstd"  # type: ignore[union-attr]
+    assert PLUGINS.encoding("int4+zstd").vectors.name == "float8-changes+zstd"  # type: ignore[union-attr]
     assert PLUGINS.encoding("fp32+zstd").vectors.name == "fp32+zstd"  # type: ignore[union-attr]
 
 

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
+from math import log2
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,7 +46,7 @@ from taps_registry.plugins.encodings.fp16 import Float16
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
 from taps_registry.plugins.encodings.lowrank import ERROR, LowRank
-from taps_registry.plugins.encodings.minifloat import Float8Deltas
+from taps_registry.plugins.encodings.minifloat import Float8Changes, levels, ratios
 from taps_registry.plugins.encodings.onebit import OneBit
 from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
@@ -274,8 +275,8 @@ class TestBFloat16Values(CodecTests):
         return 2.0**-8 * value.abs()  # 8 significant bits, rounded to the nearest
 
 
-class TestFloat8Deltas(CodecTests):
-    encoding: ClassVar[Codec] = Float8Deltas()
+class TestFloat8Changes(CodecTests):
+    encoding: ClassVar[Codec] = Float8Changes()
 
     def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         """Half a step of 4 bits of mantissa, or of the subnormals; a whole one where a sign would turn."""
@@ -283,11 +284,16 @@ class TestFloat8Deltas(CodecTests):
 
     def test_a_variance_that_has_almost_gone_stays_above_zero(self) -> None:
         base = torch.logspace(-6, 2, 400)
-        for shrunk in (0.0, 1e-6, 1e-3, 0.3):
+        for shrunk in (0.0, 1e-30, 1e-6, 1e-3, 0.3):
             value = base * shrunk
             found = self.encoding.decode(self.encoding.encode(value, base), base)
             assert (found >= 0).all()
-            assert ((found - value).abs() <= self.tolerance(value, value - base) * 1.0001).all()
+            if shrunk:
+                assert ((found / base).log2() - (value / base).log2()).abs().max() <= -log2(shrunk) / 16 + 1e-6
+
+    def test_the_levels_of_ratios_are_what_they_should_be(self) -> None:
+        expected = [2.0 ** (level / 1024) for level in levels(16, 8).tolist()]
+        torch.testing.assert_close(ratios(), torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
 
 
 class TestBFloat16(EncodingTests):
@@ -347,8 +353,8 @@ class TestCompressedBFloat16Values(TestBFloat16Values):
     encoding = Compressed(BFloat16Values())
 
 
-class TestCompressedFloat8Deltas(TestFloat8Deltas):
-    encoding = Compressed(Float8Deltas())
+class TestCompressedFloat8Changes(TestFloat8Changes):
+    encoding = Compressed(Float8Changes())
 
 
 class TestInt3(Quantised):
@@ -443,7 +449,7 @@ def test_every_form_is_decoded_by_a_suite() -> None:
         for suite in suites(MethodTests)
         for factors in suite.rehearsal(epochs=1).adaptation.factors().values()
     }
-    vectors = {BFloat16Values.name, Float8Deltas.name}
+    vectors = {BFloat16Values.name, Float8Changes.name}
     assert decoded | vectors == forms()
     assert vectors <= {suite.encoding.name for suite in suites(CodecTests)}
 

@@ -47,7 +47,7 @@ BUILT_IN = {
     "bf16": ["encoding bf16"],
     "fp16": ["encoding fp16"],
     "vectors": ["form bf16-values"],
-    "minifloat": ["form float8-deltas"],
+    "minifloat": ["form float8-changes"],
     "integers": ["encoding int3", "encoding int4", "encoding int8"],
     "1bit": ["encoding 1bit"],
     "lowrank": ["encoding lowrank"],

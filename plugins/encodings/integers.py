@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Codec, Encoding, expect
-from .minifloat import Float8Deltas
+from .minifloat import Float8Changes
 from .packing import pack, packed_bytes, unpack
 from .vectors import BFloat16Values
 
@@ -30,7 +30,7 @@ class Integers(Encoding):
     """
 
     bits: int
-    vectors: Codec = Float8Deltas()
+    vectors: Codec = Float8Changes()
 
     @property
     def largest(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Encoding, expect
-from .minifloat import Float8Deltas
+from .minifloat import Float8Changes
 from .packing import pack, packed_bytes, unpack
 
 
@@ -22,7 +22,7 @@ class OneBit(Encoding):
 
     name = "1bit"
     summary = "signs of deltas, a scale for each output channel: a thirtieth of the bytes"
-    vectors = Float8Deltas()
+    vectors = Float8Changes()
 
     def encode(self, value: Tensor, base: Tensor) -> dict[str, Tensor]:
         rows = (value - base).reshape(len(value), -1)
