@@ -109,6 +109,22 @@ def test_rows_of_a_fused_matrix_have_their_own() -> None:
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss", [0.0, float("inf")])
+def test_a_step_that_says_nothing_does_not_end_the_trial(loss: float) -> None:
+    torch.manual_seed(0)
+    model, x = Around(nn.Linear(40, 30)), torch.randn(5, 40)
+    way, _, _ = with_factors(model, "layer.weight", 2)
+    assert way is not None
+    (loss * model(x)).backward()
+    way.judge()
+    assert way.trusted is None
+    model.zero_grad()
+    way.pull_back()
+    model(x).backward()
+    way.judge()
+    assert way.trusted
+
+
 class UsedElsewhere(Around):
     """The weight counts twice, once without a call of its layer."""
 

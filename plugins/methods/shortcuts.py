@@ -37,7 +37,7 @@ class Shortcut:
     where a model uses the weight otherwise than by calling the layer that owns it.
 
     Args:
-        module: a linear layer or a convolution that ``fits``.
+        module: a linear layer or a convolution that computes as torch's do.
         live: its weight, or rows of it.
         factors: gives ``(C_out, r)`` and ``(r, d)`` as they are now.
 
@@ -95,8 +95,8 @@ class Shortcut:
         up, down = (factor.detach() for factor in self.factors())
         whole = gradient.reshape(len(up), -1).to(up.dtype)
         wanted = (whole @ down.T, up.T @ whole)
-        size = sum(one.square().sum() for one in wanted)
-        if not size:
+        size = wanted[0].square().sum() + wanted[1].square().sum()
+        if not size or not size.isfinite():  # with fp16 the first steps may overflow
             return
         if self.found is None:
             self.trusted = False
