@@ -173,7 +173,7 @@ def test_a_method_without_gates_may_have_a_budget_that_it_fits(add: Add) -> None
 
 def test_options_that_a_budget_decides_are_refused_beside_it(add: Add) -> None:
     with pytest.raises(SettingsError, match="--method taps within a budget has no use for --penalty, --sparsity"):
-        add("task", method="taps", budget="20%", sparsity=2.0, penalty="size")
+        add("task", method="taps", budget="20%", sparsity=2.0, penalty="uniform")
 
 
 @pytest.mark.parametrize(

@@ -541,7 +541,7 @@ LISTENS = {
 }
 OTHER: dict[str, Any] = {
     "sparsity": 2.0,
-    "penalty": "size",
+    "penalty": "uniform",
     "threshold": 0.2,
     "score_lr": 0.5,
     "norms": "frozen",
