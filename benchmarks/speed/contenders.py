@@ -51,10 +51,11 @@ class Steps:
         """Go on to where the loop fixes what is stored; the worth of layers is made up, so that it lies anywhere."""
         import torch
 
-        if isinstance(self.trainer.adaptation, RankAdaptation):
-            self.trainer.adaptation.curvature.fill_(1.0)
+        chance = torch.Generator().manual_seed(0)
+        if isinstance(ranks := self.trainer.adaptation, RankAdaptation):
+            energy = torch.stack([(live.value - live.base).detach().square().sum() for live in ranks.candidates])
+            ranks.curvature.copy_(torch.rand(len(energy), generator=chance).to(energy) / energy)
         elif isinstance(gates := getattr(self.trainer.adaptation, "scores", None), Steering):
-            chance = torch.Generator().manual_seed(0)
             gates.worth.copy_(torch.rand(len(gates.worth), generator=chance))
         self.done = BEYOND // 2
         self()

@@ -76,7 +76,7 @@ class Shortcut:
         if isinstance(self.module, nn.Linear):
             inputs = given.reshape(-1, given.shape[-1])
             outputs = gradient.reshape(-1, gradient.shape[-1])[:, self.rows]
-            inner, thin = down @ inputs.T, up.T @ outputs.T  # (r, N): products of few rows, not of few columns, are fast
+            inner, thin = down @ inputs.T, up.T @ outputs.T  # (r, N): few rows are faster than few columns
             return (inner @ outputs).T, thin @ inputs
         gradient = gradient[:, self.rows]
         kernel = down.reshape(-1, *self.module.weight.shape[1:])
