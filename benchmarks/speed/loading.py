@@ -16,9 +16,11 @@ from .ratios import Ratio, in_turns, summed_up, timed
 
 def loading(options: Options) -> Iterator[Ratio]:
     """The share of a ResNet-18's training that waits for images, with and without memory for them."""
+    from taps_registry.registry.training.allocator import kept_memory
+
     count, size = (96, (320, 240)) if options.quick else (480, (500, 375))
     epochs = 2 if options.quick else 3
-    with noisy_images(count, 4, size) as images:
+    with noisy_images(count, 4, size) as images, kept_memory():
         for memory_for_images, what in ((0, "decoded each time"), (None, "kept once decoded")):
             shares = _waiting(options, images, memory_for_images, epochs)
             note = f"first epoch {100 * shares[0]:.1f} % of its time, later ones as given; {count} JPEGs of {size}"

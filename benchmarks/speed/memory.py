@@ -16,11 +16,19 @@ from .ratios import Ratio, exactly
 def peak(options: Options, model: str, contender: str) -> dict[str, int]:
     """Bytes of a run's steps before and after its gates are fixed, beyond what the imports took."""
     import psutil
-    import torch
+
+    from taps_registry.registry.training.allocator import kept_memory
 
     for name in ("timm.optim", "taps_registry.registry.training.loop"):
         import_module(name)  # their own memory is nobody's
     before = psutil.Process().memory_info().rss
+    with kept_memory():
+        return _peak(options, model, contender, before)
+
+
+def _peak(options: Options, model: str, contender: str, before: int) -> dict[str, int]:
+    import torch
+
     made = Composed(options, model) if contender == "composed" else Steps(options, model, contender)
     made.warm_up()
     if contender in SPENDERS:

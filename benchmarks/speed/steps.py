@@ -11,21 +11,28 @@ from .ratios import Ratio, in_turns, summed_up
 
 def steps(options: Options) -> Iterator[Ratio]:
     """A step before and after what is stored is fixed, and one of the usual implementation, against one of full."""
-    for model in options.models:
-        what = f"{model}: a step of %s / of full"
-        full, composed = Steps(options, model, "full"), Composed(options, model)
-        full.warm_up()
-        composed.warm_up()
-        ratios = in_turns(composed, full, options.pairs)
-        yield summed_up("steps", what % "W0 + I*D in the forward pass", ratios)
-        for method in SPENDERS:
-            spender = Steps(options, model, method)
-            spender.warm_up()
-            ratios = in_turns(spender, full, options.pairs)
-            yield summed_up("steps", what % f"{method}, before it is fixed", ratios, target=1.05)
-            spender.fix()
-            spender.warm_up()
-            ratios = in_turns(spender, full, options.pairs)
-            yield summed_up("steps", what % f"{method}, fixed", ratios, target=0.80, note=spender.opened())
-            ratios = in_turns(spender, composed, options.pairs)
-            yield summed_up("steps", f"{model}: a step of {method}, fixed / of W0 + I*D", ratios)
+    from taps_registry.registry.training.allocator import kept_memory
+
+    with kept_memory():
+        for model in options.models:
+            yield from _of(model, options)
+
+
+def _of(model: str, options: Options) -> Iterator[Ratio]:
+    what = f"{model}: a step of %s / of full"
+    full, composed = Steps(options, model, "full"), Composed(options, model)
+    full.warm_up()
+    composed.warm_up()
+    ratios = in_turns(composed, full, options.pairs)
+    yield summed_up("steps", what % "W0 + I*D in the forward pass", ratios)
+    for method in SPENDERS:
+        spender = Steps(options, model, method)
+        spender.warm_up()
+        ratios = in_turns(spender, full, options.pairs)
+        yield summed_up("steps", what % f"{method}, before it is fixed", ratios, target=1.05)
+        spender.fix()
+        spender.warm_up()
+        ratios = in_turns(spender, full, options.pairs)
+        yield summed_up("steps", what % f"{method}, fixed", ratios, target=0.80, note=spender.opened())
+        ratios = in_turns(spender, composed, options.pairs)
+        yield summed_up("steps", f"{model}: a step of {method}, fixed / of W0 + I*D", ratios)

@@ -12,6 +12,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from ..errors import TrainingError
+from .allocator import kept_memory
 from .loop import Job, Outcome, Trainer
 from .progress import EpochResult, Progress
 
@@ -22,7 +23,7 @@ def train(job: Job, progress: Progress, after_epoch: Callable[[EpochResult], Non
     Raises:
         TrainingError: on a loss that is not finite, or when another process of the run dies.
     """
-    with _companions(job) as others:
+    with kept_memory(), _companions(job) as others:
         trainer = Trainer(job, progress, after_epoch)
         trainer.restore()
         try:
@@ -71,9 +72,10 @@ def _environment(address: Mapping[str, str], rank: int) -> dict[str, str]:
 def _companion(job: Job, environment: Mapping[str, str]) -> None:
     """What another process runs: the same training, saying nothing."""
     os.environ.update(environment)
-    trainer = Trainer(job, Progress(), lambda result: None)
-    trainer.restore()
-    trainer.run()
+    with kept_memory():
+        trainer = Trainer(job, Progress(), lambda result: None)
+        trainer.restore()
+        trainer.run()
 
 
 def _free_port() -> int:
