@@ -40,6 +40,7 @@ def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: P
     what = [result["what"] for result in found["results"]]
     assert [text.partition(": ")[2] for text in what] == [
         "a step of W0 + I*D in the forward pass / of full",
+        "a step of norm-only: no weight has a gradient / of full",
         "a step of taps-rank, before it is fixed / of full",
         "a step of taps-rank, fixed / of full",
         "a step of taps-rank, fixed / of W0 + I*D",
@@ -49,5 +50,5 @@ def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: P
     ]
     for result in found["results"]:
         assert 0 < result["low"] <= result["ratio"] <= result["high"]
-    opened, layers = (int(word) for word in found["results"][5]["note"].split(" layers")[0].split(" of "))
+    opened, layers = (int(word) for word in found["results"][6]["note"].split(" layers")[0].split(" of "))
     assert 0 < opened < layers

@@ -25,6 +25,10 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
     composed.warm_up()
     ratios = in_turns(composed, full, options.pairs)
     yield summed_up("steps", what % "W0 + I*D in the forward pass", ratios)
+    floor = Steps(options, model, "norm-only")
+    floor.warm_up()
+    ratios = in_turns(floor, full, options.pairs)
+    yield summed_up("steps", what % "norm-only: no weight has a gradient", ratios)
     for method in SPENDERS:
         spender = Steps(options, model, method)
         spender.warm_up()

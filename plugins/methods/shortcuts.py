@@ -79,13 +79,16 @@ class Shortcut:
             inner, thin = down @ inputs.T, up.T @ outputs.T  # (r, N): few rows are faster than few columns
             return (inner @ outputs).T, thin @ inputs
         gradient = gradient[:, self.rows]
+        thin = _of_each(up.T, gradient)
         kernel = down.reshape(-1, *self.module.weight.shape[1:])
         place: tuple[Any, ...] = (self.module.stride, self.module.padding, self.module.dilation)
-        inner = functional.conv2d(given, kernel, None, *place)
-        thin = functional.conv2d(gradient, up.T.reshape(-1, len(up), 1, 1))
-        of_down = conv2d_weight(given, list(kernel.shape), thin, *place)  # type: ignore[no-untyped-call]
-        of_up = conv2d_weight(inner, [*up.shape, 1, 1], gradient)  # type: ignore[no-untyped-call]
-        return of_up.reshape(up.shape), of_down.reshape(down.shape)
+        if place == ((1, 1), (0, 0), (1, 1)) and self.module.kernel_size == (1, 1):
+            inner = _of_each(down, given)
+            of_down = _summed(thin, given)
+        else:
+            inner = functional.conv2d(given, kernel, None, *place)
+            of_down = conv2d_weight(given, list(kernel.shape), thin, *place)  # type: ignore[no-untyped-call]
+        return _summed(inner, gradient).T, of_down.reshape(down.shape)
 
     @torch.no_grad()
     def judge(self) -> None:
@@ -116,6 +119,17 @@ class Shortcut:
         if found is not None:
             torch.autograd.backward(self.factors(), found)
         return found is not None or self.trusted is True
+
+
+def _of_each(matrix: Tensor, images: Tensor) -> Tensor:
+    """A matrix ``(r, C)`` times the channels of images: ``(N, C, H, W)`` to ``(N, r, H, W)``."""
+    made = torch.bmm(matrix.expand(len(images), -1, -1), images.flatten(2))
+    return made.reshape(*made.shape[:2], *images.shape[2:])
+
+
+def _summed(some: Tensor, others: Tensor) -> Tensor:
+    """Products of channels ``(N, r, H, W)`` and ``(N, C, H, W)``, summed over images and positions: ``(r, C)``."""
+    return torch.bmm(some.flatten(2), others.flatten(2).mT).sum(0)
 
 
 def shortcut(model: nn.Module, live: Live, factors: Callable[[], Pair]) -> Shortcut | None:
