@@ -68,12 +68,9 @@ class Cut:
         return cls(*torch.linalg.svd(delta, full_matrices=False))
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """``up (C_out, r)`` and ``down (r, d)``, of the same norms.
-
-        They lie in memory as they do when they are read from a checkpoint: products round by that.
-        """
+        """``up (C_out, r)`` and ``down (r, d)``, of the same norms."""
         roots = self.sizes[:rank].sqrt()
-        return (self.left[:, :rank] * roots).contiguous(), (roots[:, None] * self.right[:rank]).contiguous()
+        return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
 
 
 def choose(

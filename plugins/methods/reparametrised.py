@@ -37,7 +37,7 @@ class Unit(ABC):
 
     def __init__(self, live: Live, factors: Mapping[str, Tensor]) -> None:
         self.live = live
-        self.factors = {name: nn.Parameter(value.to(live.base)) for name, value in factors.items()}
+        self.factors = {name: nn.Parameter(_of_its_own(value.to(live.base))) for name, value in factors.items()}
 
     @abstractmethod
     def weight(self) -> Tensor:
@@ -208,6 +208,11 @@ class Reparametrised(Adaptation):
             for name, factor in unit.factors.items():
                 factor.copy_(state["factors"][unit.live.name][name])
         self.write()
+
+
+def _of_its_own(value: Tensor) -> Tensor:
+    """A copy in memory as torch lays it out: products round by alignment and strides, and a file has its own."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def stored(units: Iterable[Unit], always: Iterable[str]) -> Stored:
