@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from fractions import Fraction
 from hashlib import sha256
-from math import ceil, log, prod
+from math import ceil, frexp, log, prod
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.vit import VisionTransformer
 from taps_registry.plugins.encodings import Form
 from taps_registry.plugins.encodings.packing import pack
+from taps_registry.plugins.encodings.products import exact_product
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Method, MethodSettings
 from taps_registry.plugins.methods.diff_pruning import DiffPruning, DiffPruningAdaptation, Sparse, sparse_parts
@@ -711,22 +714,51 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.detach().contiguous().view(torch.int32), second.detach().contiguous().view(torch.int32))
 
 
-def in_order(left: Tensor, right: Tensor) -> numpy.ndarray[Any, Any]:
-    """A product of matrices in numpy, one rank after another, each product rounded before it is added."""
-    total = numpy.zeros((len(left), right.shape[1]), numpy.float32)
-    for rank in range(left.shape[1]):
-        total += left[:, rank : rank + 1].numpy() * right[rank : rank + 1].numpy()
-    return total
+def by_the_format(left: Tensor, right: Tensor) -> numpy.ndarray[Any, Any]:
+    """A product of matrices in whole numbers of Python's, which never round, and one rounding to float32."""
+    bits = (53 - left.shape[1].bit_length()) // 2
+    rows, columns = whole(left.tolist(), bits), whole(right.T.tolist(), bits)
+    exact = [[sum(map(operator.mul, row, column)) for column in columns] for row in rows]
+    return numpy.array([[float(value) for value in line] for line in exact]).astype(numpy.float32)
 
 
-def test_matrix_products_are_added_in_the_order_that_the_format_says() -> None:
+def whole(lines: list[list[float]], bits: int) -> list[list[Fraction]]:
+    """Each line in multiples of a power of two ``bits`` bits below its largest value."""
+    units = [Fraction(2) ** (frexp(max(map(abs, line)))[1] - bits) for line in lines]
+    return [[round(Fraction(value) / unit) * unit for value in line] for line, unit in zip(lines, units, strict=True)]
+
+
+def test_matrix_products_are_rounded_as_the_format_says() -> None:
     base, up, down = torch.randn(40, 6, 3, 3), torch.randn(40, 7), torch.randn(7, 54)
+    down[:, 3], up[5] = 0, up[5] * 1e-20
     found = LowRank().decode({"up": up, "down": down}, base)
-    assert numpy.array_equal(found.numpy(), base.numpy() + in_order(up, down).reshape(40, 6, 3, 3))
+    assert numpy.array_equal(found.numpy(), base.numpy() + by_the_format(up, down).reshape(40, 6, 3, 3))
     mixer = torch.randn(2, 20, 20)
-    halves = [in_order(block, bank) for block, bank in zip(mixer, base.reshape(2, 20, -1), strict=True)]
+    halves = [by_the_format(block, bank) for block, bank in zip(mixer, base.reshape(2, 20, -1), strict=True)]
     mixed = Modulated().decode({"modulator": mixer}, base)
     assert numpy.array_equal(mixed.numpy(), numpy.concatenate(halves).reshape(40, 6, 3, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rank=st.integers(0, 600),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    wild=st.booleans(),
+)
+def test_matrix_products_are_the_same_bits_in_any_order(
+    rank: int, rows: int, columns: int, seed: int, wild: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+    if wild:  # values of very different sizes
+        left *= torch.randn(left.shape, generator=generator).mul(20).exp2()
+    order = torch.randperm(rank, generator=generator)
+    found = exact_product(left, right)
+    assert same_bits(found, exact_product(left[:, order], right[order]))
+    bound = left.abs().amax(1, keepdim=True) * right.abs().amax(0) if rank else torch.zeros(rows, columns)
+    assert ((found.double() - left.double() @ right.double()).abs() <= 2.0**-20 * max(rank, 1) * bound).all()
 
 
 LARGE = (300, 64, 3, 3)  # 172,800 values: torch shares the work out, and positions span three runs

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..spec import Registrar, hookimpl
 from . import Form
 from .integers import Int3, Int4, Int8, Integers
-from .products import ordered_product
+from .products import exact_product
 
 UP, DOWN, SCALE = "up", "down", "-scale"
 
@@ -49,7 +49,7 @@ class PackedLowRank(Form):
         down = self._unpacked(parts, DOWN, prod(base.shape[1:]))
         if len(up) != len(down):
             raise ValueError(f"factors of ranks {len(up)} and {len(down)} have no product")
-        return base + ordered_product(up.T, down).reshape(base.shape)
+        return base + exact_product(up.T, down).reshape(base.shape)
 
     def _packed(self, name: str, factor: Tensor) -> dict[str, Tensor]:
         encoded = self.integers.encode(factor, torch.zeros_like(factor))

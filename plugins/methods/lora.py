@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..encodings import Form, expect
-from ..encodings.products import ordered_product
+from ..encodings.products import exact_product
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
 from .reparametrised import Product, Unit, stored, units_of, with_head_and_norms
@@ -34,7 +34,7 @@ class LowRank(Form):
         rank = len(parts["down"]) if parts["down"].ndim else 0
         up = expect(parts, "up", (rows, rank), torch.float32)
         down = expect(parts, "down", (rank, columns), torch.float32)
-        return base + ordered_product(up, down).reshape(base.shape)
+        return base + exact_product(up, down).reshape(base.shape)
 
 
 class LowRankUnit(Product):

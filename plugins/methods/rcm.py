@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..encodings import Form, expect
-from ..encodings.products import ordered_product
+from ..encodings.products import exact_product
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
 from .reparametrised import Unit, groups_of, stored, units_of, with_head_and_norms
@@ -34,7 +34,7 @@ class Modulated(Form):
         rows = len(base) // groups
         modulator = expect(parts, "modulator", (groups, rows, rows), torch.float32)
         banks = base.reshape(groups, rows, -1)
-        mixed = [ordered_product(mixer, bank) for mixer, bank in zip(modulator, banks, strict=True)]
+        mixed = [exact_product(mixer, bank) for mixer, bank in zip(modulator, banks, strict=True)]
         return torch.stack(mixed).reshape(base.shape)
 
 
