@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taps_registry.plugins.encodings.bf16 import BFloat16
@@ -26,15 +28,18 @@ from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Delta, LayerState
 from taps_registry.registry.errors import IntegrityError, PluginError, StorageError, TapsError
 from taps_registry.registry.store.artifact import (
-    KEY,
     Header,
+    key,
     payload,
     read_artifact,
     read_header,
+    recode_artifact,
     tensor_bytes,
+    text_and_index,
     write_artifact,
 )
 from taps_registry.registry.store.objects import ObjectStore
+from taps_registry.registry.store.packed import KEY, open_packed, write_packed
 from taps_registry.registry.store.tensors import digest
 
 ENCODINGS = {"fp32": Float32(), "bf16": BFloat16()}
@@ -137,11 +142,11 @@ def test_bf16_reads_back_as_the_base_plus_the_rounded_delta(tmp_path: Path) -> N
 def test_bf16_halves_the_bytes_of_weights_and_norms_and_keeps_the_head(tmp_path: Path) -> None:
     write(tmp_path / "full")
     write(tmp_path / "half", "bf16")
-    with safe_open(tmp_path / "full", "pt") as full, safe_open(tmp_path / "half", "pt") as half:
+    with open_packed(tmp_path / "full") as full, open_packed(tmp_path / "half") as half:
         for name in ROLES:
-            ratio = full.get_tensor(name).nbytes / half.get_tensor(name).nbytes
+            ratio = full.tensor(name).nbytes / half.tensor(name).nbytes
             assert ratio == (2 if name in ("conv.weight", *VECTORS) else 1), name
-        assert tensor_bytes(tmp_path / "half") == {name: half.get_tensor(name).nbytes for name in ROLES}
+        assert tensor_bytes(tmp_path / "half") == {name: half.tensor(name).nbytes for name in ROLES}
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "int8", "int4", "int3", "1bit", "int4+zstd"])
@@ -184,7 +189,7 @@ def test_vectors_and_norms_of_earlier_artifacts_are_read(tmp_path: Path, form: s
 
 def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> None:
     header = read_header(written)
-    assert (header.format, header.method, header.encoding) == (2, "taps", encoding)
+    assert (header.format, header.method, header.encoding) == (3, "taps", encoding)
     assert header.base == digest(base_tensors())
     assert header.classes == ("dark", "gréy", "light")
     assert header.input == INPUT
@@ -200,8 +205,8 @@ def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> N
 
 def test_the_payload_foretold_is_that_of_the_file(written: Path, encoding: str) -> None:
     tensors = task_tensors()
-    with safe_open(written, "pt") as file:
-        found = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118  (it is no dict)
+    with open_packed(written) as file:
+        found = sum(file.tensor(name).nbytes for name in file.names())
     assert payload(list(tensors), tensors, ROLES, ENCODINGS[encoding]) == found
 
 
@@ -242,11 +247,11 @@ def test_other_content_has_another_digest(tmp_path: Path) -> None:
 
 def change(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
     """Write the artifact anew with its header and tensors edited."""
-    with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()[KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    with open_packed(path) as file:
+        header = json.loads(file.text)
+        tensors = {name: file.tensor(name) for name in file.names()}
     edit(header, tensors)
-    save_file(tensors, path, {KEY: json.dumps(header)})
+    write_packed(path, tensors, json.dumps(header))
 
 
 def entry(name: str, **values: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
@@ -298,7 +303,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]
     "an encoding that is no text": (entry("conv.bias", encoding=["fp32"]), "artifact"),
     "an entry of unknown fields": (entry("fc.bias", colour="red"), "is not an artifact"),
     "an entry that is no object": (lambda h, t: h["tensors"].update({"fc.bias": 1}), "is not an artifact"),
-    "a newer format": (field(format=3), r"format 3 is none of \(1, 2\): a newer taps-registry wrote it"),
+    "a newer format": (field(format=4), r"format 4 is none of \(1, 2, 3\): a newer taps-registry wrote it"),
     "no format": (without("format", where="header"), "is not an artifact"),
     "a field missing": (without("classes", where="header"), "is not an artifact"),
     "a field too many": (field(colour="red"), "is not an artifact"),
@@ -337,10 +342,106 @@ def test_an_artifact_read_against_another_base_is_refused(written: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "1", '"text"', "{}", "{", "NaN", "[" * 100_000, "9" * 5000])
-def test_a_header_that_is_not_ours_is_refused(tmp_path: Path, text: str) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "a", {KEY: text})
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_header_that_is_not_ours_is_refused(tmp_path: Path, text: str, packed: bool) -> None:
+    if packed:
+        write_packed(tmp_path / "a", {"a": torch.ones(1)}, text)
+    else:
+        save_file({"a": torch.ones(1)}, tmp_path / "a", {KEY: text})
     with pytest.raises(IntegrityError, match="is not an artifact of this registry"):
         read(tmp_path / "a")
+
+
+SMALL: dict[str, Tensor] = {
+    "half": torch.randn(3, 5).half(),
+    "bytes": torch.arange(7, dtype=torch.uint8),
+    "count": torch.tensor(41),
+    "none": torch.empty(0, 4),
+    "truth": torch.tensor([True, False]),
+    "eighth": torch.randn(9).to(torch.float8_e4m3fn),
+    "odd": torch.randn(1, 3, 3)[:, :, 1],
+}
+
+
+def test_small_tensors_lie_end_to_end_and_come_back(tmp_path: Path) -> None:
+    tensors = {**SMALL, "large": torch.randn(200, 100)}
+    write_packed(tmp_path / "a", tensors, "{}")
+    assert set(load_file(tmp_path / "a")) == {"large", "::small"}
+    with open_packed(tmp_path / "a") as file:
+        assert file.text == "{}"
+        assert digest({name: file.tensor(name) for name in file.names()}) == digest(tensors)
+        assert all(file.tensor(name).data_ptr() % 8 == 0 for name in tensors)
+
+
+def test_a_file_without_small_tensors_has_no_bundle(tmp_path: Path) -> None:
+    write_packed(tmp_path / "a", {"large": torch.randn(200, 100)}, "{}")
+    assert set(load_file(tmp_path / "a")) == {"large"}
+    with open_packed(tmp_path / "a") as file:
+        assert file.names() == {"large"}
+
+
+def listing(edit: Callable[[list[Any]], None]) -> Callable[[Path], None]:
+    """Changes the list of small tensors in a file."""
+
+    def change_it(path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            text, listed = zlib.decompress(base64.b64decode(file.metadata()[KEY])).decode().split("\n")
+        changed = json.loads(listed)
+        edit(changed)
+        raw = zlib.compress(f"{text}\n{json.dumps(changed)}".encode())
+        save_file(load_file(path), path, {KEY: base64.b64encode(raw).decode()})
+
+    return change_it
+
+
+DAMAGED: dict[str, Callable[[Path], None]] = {
+    "a tensor more": listing(lambda listed: listed.append(["more", "float32", [1]])),
+    "a tensor fewer": listing(lambda listed: listed.pop()),
+    "a dtype that is none": listing(lambda listed: listed[0].__setitem__(1, "save")),
+    "a larger shape": listing(lambda listed: listed[0].__setitem__(2, [10**6])),
+    "a negative shape": listing(lambda listed: listed[0].__setitem__(2, [-1])),
+    "no list": listing(lambda listed: listed.clear()),
+    "a bundle of another kind": lambda path: save_file(
+        {**load_file(path), "::small": torch.ones(4)}, path, safe_open(path, "pt").metadata()
+    ),
+    "text that is not compressed": lambda path: save_file(load_file(path), path, {KEY: "text"}),
+    "text that is cut off": lambda path: save_file(
+        load_file(path), path, {KEY: safe_open(path, "pt").metadata()[KEY][:-8]}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_bundle_is_refused_that_has(tmp_path: Path, damage: str) -> None:
+    write(tmp_path / "a")
+    DAMAGED[damage](tmp_path / "a")
+    with pytest.raises(IntegrityError, match=r"is not an artifact of this registry|does not hold what its header"):
+        read(tmp_path / "a")
+
+
+def test_artifacts_of_earlier_formats_are_read(written: Path, tmp_path: Path) -> None:
+    """Their tensors each had a place of their own in the file, and their text was not compressed."""
+    with open_packed(written) as file:
+        tensors = {name: file.tensor(name) for name in file.names()}
+        text = file.text.replace('"format":3', '"format":2')
+    save_file(tensors, tmp_path / "old", {KEY: text})
+    assert digest(read(tmp_path / "old")[1]) == digest(read(written)[1])
+    assert read_header(tmp_path / "old").format == 2
+    recode_artifact(tmp_path / "new", tmp_path / "old", base_tensors(), PLUGINS.encoding("fp32"), PLUGINS)
+    assert read_header(tmp_path / "new").format == 3
+
+
+def test_what_is_beside_the_tensors_takes_no_more_than_foretold(written: Path) -> None:
+    header = read_header(written)
+    with open_packed(written) as file:
+        sizes = {
+            name: sum(file.tensor(key(name, part)).nbytes for part in entry.parts)
+            for name, entry in header.tensors.items()
+        }
+    text, each = text_and_index(header, sizes)
+    beside = written.stat().st_size - sum(sizes.values())
+    assert beside / 3 < text + sum(each.values())
+    assert beside <= text + sum(each.values())
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,8 @@ def test_the_budgets_of_the_base_and_of_the_registry_both_count(registry: Regist
 
 
 def test_a_task_that_is_removed_gives_its_room_back(registry: Registry, add: Add) -> None:
-    registry.set_budget(max_bytes=40_000)
     first = add("one", method="norm-only")
+    registry.set_budget(max_bytes=3 * first.bytes // 2)
     assert registry.budgets()[0].used_bytes == first.bytes == (registry.home / path_of(first)).stat().st_size
     with pytest.raises(BudgetError, match="remove a task"):
         add("two", method="norm-only")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from taps_registry import Registry
@@ -21,6 +20,7 @@ from taps_registry.plugins.methods import Stored
 from taps_registry.registry.errors import NotFoundError, SettingsError
 from taps_registry.registry.models.measure import footprint, parameters, roles
 from taps_registry.registry.records import BaseCost, Params, Task
+from taps_registry.registry.store.packed import open_packed
 
 QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 SETTINGS: dict[str, dict[str, object]] = {
@@ -98,8 +98,8 @@ def file_of(registry: Registry, digest: str) -> Path:
 
 
 def stored(registry: Registry, task: Task) -> dict[str, torch.Tensor]:
-    with safe_open(file_of(registry, task.digest), "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    with open_packed(file_of(registry, task.digest)) as file:
+        return {name: file.tensor(name) for name in file.names()}
 
 
 def values(tensors: dict[str, torch.Tensor]) -> int:

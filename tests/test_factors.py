@@ -20,8 +20,7 @@ import timm
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -42,6 +41,7 @@ from taps_registry.plugins.methods.rcm import Modulated, Rcm
 from taps_registry.plugins.methods.reparametrised import Reparametrised, Unit
 from taps_registry.plugins.methods.taps_lora import TapsLora, TapsLoraAdaptation
 from taps_registry.registry.errors import IntegrityError, PluginError
+from taps_registry.registry.store.packed import open_packed, write_packed
 
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 HALF_ULP = 2.0**-24  # the relative error of one rounding to float32
@@ -912,13 +912,13 @@ def object_of(registry: Registry, digest: str) -> Path:
 
 def put(registry: Registry, form: str, parts: Factors) -> None:
     """Give the task an artifact with the kernel in this form; its digest is right, and the catalog knows it."""
-    with safe_open(object_of(registry, registry.task("task").digest), framework="pt") as file:
-        header = json.loads(file.metadata()["taps"])
-        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(KERNEL)}  # noqa: SIM118
+    with open_packed(object_of(registry, registry.task("task").digest)) as file:
+        header = json.loads(file.text)
+        tensors = {name: file.tensor(name) for name in file.names() if not name.startswith(KERNEL)}
     entry = {"part": "weights", "encoding": form, "parts": sorted(parts), "shape": SHAPE, "dtype": "float32"}
     header["tensors"][KERNEL] = entry
     draft = registry.home / "draft"
-    save_file({**tensors, **{f"{KERNEL}::{part}": t for part, t in parts.items()}}, draft, {"taps": json.dumps(header)})
+    write_packed(draft, {**tensors, **{f"{KERNEL}::{part}": t for part, t in parts.items()}}, json.dumps(header))
     digest = sha256(draft.read_bytes()).hexdigest()
     object_of(registry, digest).parent.mkdir(exist_ok=True)
     draft.rename(object_of(registry, digest))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from taps_registry import Registry
 from taps_registry.plugins.architectures.pieces import Pieces, tensor_of
+from taps_registry.registry.store.packed import open_packed
 
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 12}
 
@@ -109,7 +110,9 @@ def sha256(path: Path) -> str:
 
 def is_base_with_changes(model: torch.nn.Module, base: Path, changes: Path) -> bool:
     """Whether a model holds what the task's file holds, under all names of a tensor, and the base's tensors else."""
-    tensors, changed = model.state_dict(keep_vars=True), load_file(changes)
+    with open_packed(changes) as file:
+        changed = {name: file.tensor(name) for name in file.names()}
+    tensors = model.state_dict(keep_vars=True)
     touched = {id(tensors[tensor_of(piece)]) for piece in changed}
     untouched = {name: value for name, value in load_file(base).items() if id(tensors[name]) not in touched}
     expected = {**changed, **untouched}

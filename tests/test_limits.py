@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import settings as fast
 from hypothesis import strategies as st
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,6 +28,7 @@ from taps_registry.plugins.methods.taps_rank import TapsRank, highest_rank
 from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
+from taps_registry.registry.store.packed import open_packed
 from taps_registry.registry.training.budget import parse
 from taps_registry.registry.training.settings import TaskSettings
 
@@ -78,8 +78,8 @@ def test_what_is_no_budget_is_refused_with_examples(registry: Registry, add: Add
 def stored_bytes(registry: Registry, task: Task) -> dict[str, int]:
     """Bytes of each of the file's tensors, read from the file."""
     path = registry.home / "objects" / task.digest[:2] / f"{task.digest[2:]}.safetensors"
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    with open_packed(path) as file:
+        return {name: file.tensor(name).nbytes for name in file.names()}
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from taps_registry import Registry
@@ -20,6 +19,7 @@ from taps_registry.plugins.testing.home import QUICK, Listener, add, images_in, 
 from taps_registry.registry.errors import BudgetError, BusyError, DataError, NotFoundError, PluginError, SettingsError
 from taps_registry.registry.models.bases import load
 from taps_registry.registry.records import Task
+from taps_registry.registry.store.packed import open_packed
 from taps_registry.registry.training import recoding
 from taps_registry.registry.training.choosing import recoded
 
@@ -56,8 +56,8 @@ def path_of(registry: Registry, digest: str) -> Path:
 
 
 def header_of(registry: Registry, task: Task) -> dict[str, Any]:
-    with safe_open(path_of(registry, task.digest), framework="pt") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["taps"])
+    with open_packed(path_of(registry, task.digest)) as file:
+        found: dict[str, Any] = json.loads(file.text)
     return found
 
 

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sqlalchemy import text
 
 from taps_registry import Registry
 from taps_registry.registry.errors import BudgetError, IntegrityError, Interrupted
 from taps_registry.registry.folders import held
 from taps_registry.registry.records import Collected, Task
+from taps_registry.registry.store.packed import open_packed, write_packed
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
@@ -263,10 +262,10 @@ def test_verify_finds_an_artifact_of_another_base_and_names_the_task(
     registry: Registry, task: Task, tmp_path: Path, deep: bool
 ) -> None:
     """An artifact in good order that the catalog has under the wrong base."""
-    with safe_open(path_of(registry, task.digest), "pt") as file:
-        header = file.metadata()["taps"].replace(registry.base("base").digest, "ab" * 32)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    save_file(tensors, tmp_path / "other", {"taps": header})
+    with open_packed(path_of(registry, task.digest)) as file:
+        header = file.text.replace(registry.base("base").digest, "ab" * 32)
+        tensors = {name: file.tensor(name) for name in file.names()}
+    write_packed(tmp_path / "other", tensors, header)
     stored = registry._context.store.put(tmp_path / "other")
     with registry._context.catalog.write() as session:
         session.execute(

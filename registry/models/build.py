@@ -88,9 +88,10 @@ def on_meta() -> Iterator[None]:
 
 @contextmanager
 def without_drawing() -> Iterator[None]:
-    """Build models with zeros where initial weights would be drawn, which takes longer than all else.
+    """Build models without drawing initial weights, which takes longer than all else.
 
-    It is for models whose weights are all loaded afterwards, and leaves torch's random state as it is.
+    It is for models whose weights are all loaded afterwards: they hold whatever was in memory. What else would be drawn
+    is 0. Leaves torch's random state as it is.
     """
     with _WithoutDrawing():  # type: ignore[no-untyped-call]
         yield
@@ -104,7 +105,9 @@ class _WithoutDrawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return args[0].zero_() if func in DRAWING else func(*args, **(kwargs or {}))
+        if func not in DRAWING:
+            return func(*args, **(kwargs or {}))
+        return args[0] if isinstance(args[0], nn.Parameter) else args[0].zero_()
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -1,19 +1,20 @@
 """The artifact: one safetensors file a task version. Written once, checked in full before any tensor is used.
 
-All that is not tensors is one JSON text under the metadata key ``taps``: safetensors keeps several keys in no fixed
-order, which would give the same content different digests. See docs/artifact-format.md.
+All that is not tensors is one JSON text beside them. See docs/artifact-format.md.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
@@ -21,11 +22,10 @@ from ...plugins.encodings import Codec, Encoding
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError
-from .tensors import write_tensors
+from .packed import INDEX, SMALL, PackedFile, open_packed, text_bytes, write_packed
 
-FORMAT = 2
-READABLE = (1, 2)
-KEY = "taps"
+FORMAT = 3
+READABLE = (1, 2, 3)
 WEIGHTS, NORMS, HEAD = "weights", "norms", "head"
 PARTS = "::"  # between a tensor's name and the name of an encoding's further part
 
@@ -144,7 +144,7 @@ def write_artifact(
         draft.put(name, factors.form, factors.parts, draft.based[name])
     gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
     made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, **header)
-    write_tensors(path, draft.tensors, {KEY: made.to_json()})
+    write_packed(path, draft.tensors, made.to_json())
     return made
 
 
@@ -167,12 +167,11 @@ def recode_artifact(
         IntegrityError: if the source is damaged, or does not fit the base.
         PluginError: if an encoding is not installed.
     """
-    header = read_header(source)
-    own = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
-    draft = _Draft(base, own)
-    with safe_open(source, framework="pt") as file:
+    with _opened(source) as (header, file):
+        own = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
+        draft = _Draft(base, own)
         for name, entry in sorted(header.tensors.items()):
-            parts = {part: file.get_tensor(key(name, part)) for part in entry.parts}
+            parts = {part: file.tensor(key(name, part)) for part in entry.parts}
             value = _decode(name, entry, parts, base, plugins)
             form = plugins.form(entry.encoding) if entry.encoding else None
             codec = codec_of(name, value, own, encoding)
@@ -184,7 +183,7 @@ def recode_artifact(
             else:
                 draft.put(name, entry.encoding, parts, value)
     made = replace(header, encoding=encoding.name, tensors=draft.entries, format=FORMAT)
-    write_tensors(path, draft.tensors, {KEY: made.to_json()})
+    write_packed(path, draft.tensors, made.to_json())
     return made
 
 
@@ -229,31 +228,37 @@ def codec_of(name: str, value: Tensor, roles: Mapping[str, str], encoding: Encod
     return encoding if role == WEIGHTS and value.ndim > 1 else encoding.vectors
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Header, PackedFile]]:
+    """An artifact's header and tensors, held against each other. Raises IntegrityError."""
+    broken = (SafetensorError, zlib.error, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_packed(path))
+            header = Header.from_json(file.text)
+        except broken as error:
+            raise IntegrityError(f"{path} is not an artifact of this registry: {error}") from error
+        differing = file.names().symmetric_difference(header.keys())
+        if differing:
+            raise IntegrityError(f"{path} does not hold what its header lists: {', '.join(sorted(differing))}")
+        yield header, file
+
+
 def read_header(path: Path) -> Header:
     """What the file says of itself, held against the names of its tensors.
 
     Raises:
         IntegrityError: if it is no artifact, or tensors are missing or too many.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = Header.from_json(metadata[KEY])
-            found = set(file.keys())
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not an artifact of this registry: {error}") from error
-    differing = found.symmetric_difference(header.keys())
-    if differing:
-        raise IntegrityError(f"{path} does not hold what its header lists: {', '.join(sorted(differing))}")
-    return header
+    with _opened(path) as (header, _):
+        return header
 
 
 def tensor_bytes(path: Path) -> dict[str, int]:
     """Bytes that each tensor of the model takes in an artifact, all its parts together. Raises IntegrityError."""
-    header = read_header(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as (header, file):
         return {
-            name: sum(file.get_tensor(key(name, part)).nbytes for part in entry.parts)
+            name: sum(file.tensor(key(name, part)).nbytes for part in entry.parts)
             for name, entry in header.tensors.items()
         }
 
@@ -279,12 +284,11 @@ def read_artifact(
         IntegrityError: if it belongs to another base or a tensor is not what the header says.
         PluginError: if an encoding is not installed.
     """
-    header = read_header(path)
-    if header.base != base_digest:
-        raise IntegrityError(f"{path} belongs to the base with digest {header.base}, not to {base_digest}.")
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as (header, file):
+        if header.base != base_digest:
+            raise IntegrityError(f"{path} belongs to the base with digest {header.base}, not to {base_digest}.")
         decoded = {
-            name: _decode(name, entry, {part: file.get_tensor(key(name, part)) for part in entry.parts}, base, plugins)
+            name: _decode(name, entry, {part: file.tensor(key(name, part)) for part in entry.parts}, base, plugins)
             for name, entry in header.tensors.items()
         }
     return header, decoded
@@ -314,12 +318,17 @@ def payload(names: Iterable[str], tensors: Mapping[str, Tensor], roles: Mapping[
     return sum(taken(name, tensors[name]) for name in names)
 
 
-def lines(header: Header) -> int:
-    """Most bytes that a file with this header takes beside its tensors' own."""
-    index = {
-        key(name, part): {"dtype": "F8_E4M3", "shape": entry.shape, "data_offsets": [10**12, 10**12]}
-        for name, entry in header.tensors.items()
-        for part in entry.parts
-    }
-    document = {"__metadata__": {KEY: header.to_json()}, **index}
-    return 16 + len(json.dumps(document, separators=(",", ":")).encode())  # its length before it, padding after it
+def text_and_index(header: Header, sizes: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """Most bytes that a file takes beside its tensors' own, if it holds some of those that a header lists.
+
+    Args:
+        header: with scores of as many digits as they can have.
+        sizes: bytes of its tensors, by their names in the model.
+
+    Returns:
+        What any such file takes, and for each tensor what is added if it is there.
+    """
+    shapes = {key(name, part): entry.shape for name, entry in header.tensors.items() for part in entry.parts}
+    text = text_bytes(header.to_json(), shapes)
+    each = {name: INDEX * len(header.tensors[name].parts) if size >= SMALL else 0 for name, size in sizes.items()}
+    return text + text // 4 + 2 * INDEX, each  # other parts may be listed, and less text compress less well
