@@ -36,6 +36,8 @@ def observed() -> tuple[list[int], list[int], list[int]]:
     """Faults before and within the block, and the memory held before, within and after it."""
     outside, before = faults(), resident()
     with kept_memory():
+        with kept_memory():  # ends nothing
+            pass
         inside, within = faults(), resident()
     return outside, inside, [before, within, resident()]
 

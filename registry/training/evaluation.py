@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .allocator import kept_memory
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -19,6 +21,7 @@ class Measured:
     images: int
 
 
+@kept_memory()
 @torch.inference_mode()
 def measure(model: nn.Module, loader: Any, accelerator: Any) -> Measured:
     """Run the model in eval mode over all batches of all processes.
