@@ -58,7 +58,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("lora 5%", {"method": "lora"}, pace=3.0, share=0.05, recoded=("int4",)),
         Contender("lora 10%", {"method": "lora"}, pace=3.0, share=0.10, recoded=("int4",)),
         Contender("piggyback", {"method": "piggyback"}),
-        Contender("taps penalty", {"method": "taps", "sparsity": 1.0}),
+        Contender("taps penalty", {"method": "taps", "sparsity": 1.0, "penalty": "uniform"}),
         Contender("taps penalty by size", {"method": "taps", "sparsity": 1.0, "penalty": "size"}),
         _taps("5%", method="taps"),
         _taps("10%", method="taps", recoded=("int8", "int4", "int3", "1bit")),
