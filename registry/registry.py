@@ -363,7 +363,7 @@ class Registry:
         from .inference.compose import compose
         from .inference.task_model import task_model
         from .models.bases import load
-        from .training.loop import make_accelerator
+        from .training.device import make_accelerator
 
         with self._context.catalog.read() as session:
             record = tasks.ready(session, task)
@@ -389,9 +389,9 @@ class Registry:
         """
         from .models.transforms import evaluation_transform
         from .training.data import open_images
+        from .training.device import make_accelerator
         from .training.evaluation import measure
         from .training.images import Images, evaluation_loader
-        from .training.loop import make_accelerator
 
         accelerator = make_accelerator(device, "fp32")
         ready = self.load(task, device=device)

@@ -27,7 +27,7 @@ from taps_registry.registry.errors import (
 from taps_registry.registry.folders import held
 from taps_registry.registry.records import Task
 from taps_registry.registry.training import checkpoint
-from taps_registry.registry.training.loop import Best
+from taps_registry.registry.training.job import Best
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]

@@ -87,11 +87,11 @@ class Composed(Steps):
 def _parametrise(trainer: Any) -> None:
     """Put deltas and scores under the weights of every layer, and optimisers and penalty around them."""
     import torch
-    from timm.optim import create_optimizer_v2
     from torch import Tensor, nn
     from torch.nn.utils import parametrize
 
     from taps_registry.plugins.architectures.pieces import tensor_of
+    from taps_registry.registry.training.optimisation import Optimisation
 
     class Step(torch.autograd.Function):
         """1 from the threshold upwards; gradients pass straight through."""
@@ -126,9 +126,9 @@ def _parametrise(trainer: Any) -> None:
     scores = [made.score for made in sums]
     known = {id(score) for score in scores}
     weights = [parameter for parameter in trainer.raw.parameters() if id(parameter) not in known]
-    trainer.optimiser = trainer.accelerator.prepare(create_optimizer_v2(weights, opt="adamw", lr=1e-3, fused=True))
-    trainer.score_optimiser = torch.optim.Adam(scores, lr=0.01)
-    trainer.schedules = []
+    trainer.optimisation = Optimisation(
+        [{"params": weights}], [{"params": scores}], 1e-3, 0.01, 10**6, trainer.accelerator
+    )
     before_step = trainer.adaptation.before_step
 
     def penalised(lr: float) -> None:

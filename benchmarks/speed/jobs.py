@@ -54,7 +54,7 @@ def make_job(options: Options, model: str, method: str) -> Any:
     from taps_registry.registry.models.measure import parameters
     from taps_registry.registry.training.budget import limits
     from taps_registry.registry.training.data import TaskData
-    from taps_registry.registry.training.loop import Job
+    from taps_registry.registry.training.job import Job
     from taps_registry.registry.training.settings import TaskSettings
     from taps_registry.registry.training.sources import Sample
 

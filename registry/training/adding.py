@@ -27,7 +27,8 @@ from ..home import check_name
 from ..records import Task
 from .budget import require_fit, require_kept
 from .estimating import least
-from .loop import CHECKPOINT, Outcome
+from .job import Outcome
+from .loop import CHECKPOINT
 from .preparing import Prepared, check, prepare
 from .processes import train
 from .progress import EpochResult, Progress

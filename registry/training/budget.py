@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ...plugins.encodings import Codec
     from ...plugins.methods import Stored
-    from .loop import Job
+    from .job import Job
 
 REMAINING = "remaining/"
 FLOAT = 4  # bytes

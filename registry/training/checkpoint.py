@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...plugins.methods import Delta, Factors, LayerState
 from ..errors import IntegrityError
 from ..store.tensors import write_tensors
 
@@ -61,3 +63,19 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_unflatten(member, tensors) for member in value]
     return value
+
+
+def save_delta(path: Path, delta: Delta) -> None:
+    """Keep a delta as it is in memory, before any encoding."""
+    layers = [asdict(layer) for layer in delta.layers]
+    factors = {
+        name: {"form": one.form, "parts": one.parts, "params": one.params} for name, one in delta.factors.items()
+    }
+    save(path, {"tensors": delta.tensors, "layers": layers, "factors": factors})
+
+
+def load_delta(path: Path) -> Delta:
+    """Read back what ``save_delta`` wrote. Raises IntegrityError if the file is damaged."""
+    state: Mapping[str, Any] = load(path)
+    factors = {name: Factors(**one) for name, one in state["factors"].items()}
+    return Delta(state["tensors"], tuple(LayerState(**layer) for layer in state["layers"]), factors)

@@ -10,7 +10,7 @@ from ..home import check_name
 from ..models.measure import footprint, roles
 from ..records import Estimate, Footprint
 from .budget import require_fit
-from .loop import Job
+from .job import Job
 from .preparing import check, prepare
 from .progress import Progress
 from .settings import TaskSettings

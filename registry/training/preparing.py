@@ -19,7 +19,8 @@ from ..models.build import check_input
 from ..records import Base
 from .budget import limits, settle
 from .data import open_data
-from .loop import Common, Job, make_accelerator
+from .device import make_accelerator
+from .job import Common, Job
 from .progress import Progress
 from .settings import TaskSettings
 

@@ -13,7 +13,8 @@ import torch.multiprocessing
 
 from ..errors import TrainingError
 from .allocator import kept_memory
-from .loop import Job, Outcome, Trainer
+from .job import Job, Outcome
+from .loop import Trainer
 from .progress import EpochResult, Progress
 
 

@@ -27,7 +27,7 @@ from ..store.files import sha256
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
 from .data import TaskData, open_data
-from .loop import make_accelerator
+from .device import make_accelerator
 from .progress import Progress
 from .result import measure_artifact
 from .settings import AUTO, TaskSettings

@@ -19,9 +19,10 @@ from ..store.files import sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
 from .data import TaskData
+from .device import make_accelerator
 from .evaluation import measure
 from .images import Images, evaluation_loader
-from .loop import Job, make_accelerator
+from .job import Job
 from .settings import TaskSettings
 
 ARTIFACT, COMMON = "artifact.safetensors", "common.safetensors"

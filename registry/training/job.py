@@ -1,0 +1,89 @@
+"""What training is given, and what it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...plugins.architectures import Partition
+from ...plugins.encodings import Encoding
+from ...plugins.methods import Delta, Method, MethodSettings
+from ..records import InputConfig
+from .data import TaskData
+from .progress import EpochResult
+from .settings import TaskSettings
+
+
+@dataclass(frozen=True)
+class Common:
+    """A set of tasks that have tensors in common.
+
+    Attributes:
+        name: of the set, unique on its base.
+        arguments: of the method's ``extend``.
+        digest: of the object that holds the tensors; empty while this task trains them.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that training needs; it touches neither catalog nor store.
+
+    Attributes:
+        settings: of the run.
+        model: with the base's weights and a fresh head, on the CPU.
+        partition: of the model.
+        method: that adapts it.
+        method_settings: what it is told.
+        encoding: that the result will be stored in, for its size.
+        data: images.
+        input: what they are turned into.
+        backbone_params: what shares are shares of.
+        folder: of the run, for checkpoints.
+        common: the set whose tensors the task shares, for a method that has such.
+    """
+
+    settings: TaskSettings
+    model: nn.Module
+    partition: Partition
+    method: Method
+    method_settings: MethodSettings
+    encoding: Encoding
+    data: TaskData
+    input: InputConfig
+    backbone_params: int
+    folder: Path
+    common: Common | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, counted from 1, and the file in the run's folder that holds its delta."""
+
+    epoch: int
+    val_accuracy: float
+    val_loss: float
+    params: int
+    settled: bool
+    file: str
+
+    def rank(self) -> tuple[bool, float, int, int]:
+        """Settled gates first, then accuracy on validation, then fewer parameters, then the later epoch."""
+        return (self.settled, self.val_accuracy, -self.params, self.epoch)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training ended with."""
+
+    best: Best
+    delta: Delta
+    history: tuple[EpochResult, ...]
