@@ -93,6 +93,8 @@ def test_the_demo_does_the_main_job_from_the_installed_wheel(program: Path, tmp_
     probe = next(task for task in cost["tasks"] if task["task"] == "digits-head-only")
     assert digits["metrics"]["test/accuracy"] >= 0.95
     assert digits["share_of_base"] <= 0.10
+    little = [task["share_of_bytes"] for task in cost["tasks"] if task["task"] in ("greek", "cyrillic")]
+    assert max(little) < 0.012, "1 % of the base, and the head"
     assert digits["metrics"]["test/accuracy"] > probe["metrics"]["test/accuracy"]
     assert cost["total"]["multiple"] < 1.5 < cost["total"]["multiple_if_copied"] == 5.0
     assert told.count("all logits as before, to the last bit") == 2

@@ -24,6 +24,7 @@ MODEL, PIXELS, LETTERS = "resnet18", pictures.PIXELS, 52
 PRETRAINING: dict[str, Any] = {"method": "full", "epochs": 6, "batch_size": 64, "lr": 2e-3, "augment": "none"}
 ADDING: dict[str, Any] = {"epochs": 8, "augment": "light"}
 TAPS: dict[str, Any] = {**ADDING, "sparsity": 2.0}
+LITTLE: dict[str, Any] = {**ADDING, "budget": "1%", "encoding": "int4"}
 
 
 class Story:
@@ -51,10 +52,11 @@ class Story:
             probe = self._add("digits-head-only", images["digits"], settings=ADDING, method="head-only")
             self._say("The same digits with TAPS: a gate a layer decides what is stored.")
             digits = self._add("digits", images["digits"])
-            self._add("greek", images["greek"])
+            self._say("Letters with a budget: the directions of each layer's change that are worth 1 % of the base.")
+            self._add("greek", images["greek"], settings=LITTLE)
             before = self._state(["digits", "greek"])
             self._say("A third task. The first two must not notice.")
-            self._add("cyrillic", images["cyrillic"])
+            self._add("cyrillic", images["cyrillic"], settings=LITTLE)
             self._prove_unchanged(before)
             self._command("cost")
             self._cost()
@@ -114,10 +116,12 @@ class Story:
         finally:
             progress.close()
         task = self.registry.task(name)
-        share = self.registry.cost([name]).bases[0].tasks[0].share_of_base
         right = percent(task.metrics["test/accuracy"])
-        self._say(f"{name}: {right} of its test images right, {percent(share)} of the base stored.")
+        self._say(f"{name}: {right} of its test images right, {self._share(name)} of the base's bytes stored.")
         return task
+
+    def _share(self, task: str) -> str:
+        return percent(self.registry.cost([task]).bases[0].tasks[0].share_of_bytes)
 
     def _state(self, names: Sequence[str]) -> dict[str, tuple[str, bytes]]:
         """Digest of each task's artifact, and its logits on fixed noise, bit for bit."""
@@ -143,11 +147,10 @@ class Story:
         print_report(self.registry.cost(base="base"), by="task")
 
     def _conclusion(self, probe: Task, digits: Task, seconds: float) -> None:
-        share = percent(self.registry.cost(["digits"]).bases[0].tasks[0].share_of_base)
         reached, without = (percent(task.metrics["test/accuracy"]) for task in (digits, probe))
         self._say(
-            f"Handwritten digits: {reached} with TAPS, storing {share} of the base; {without} with the head only. "
-            f"Took {seconds:.0f} seconds."
+            f"Handwritten digits: {reached} with TAPS, storing {self._share('digits')} of the base; {without} with the "
+            f"head only. Took {seconds:.0f} seconds."
         )
         click.echo("\nThe registry stays. Try next:")
         program = "taps-registry" if shutil.which("taps-registry") else sys.argv[0]  # `make demo` activates nothing
