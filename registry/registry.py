@@ -35,6 +35,7 @@ from .records import (
 )
 
 if TYPE_CHECKING:
+    from .inference.compose import Composed
     from .inference.task_model import TaskModel
     from .training.progress import Progress
 
@@ -360,16 +361,10 @@ class Registry:
             NotFoundError: if there is none of this name, or it is in training.
             IntegrityError: if its bytes or the base's are missing or damaged.
         """
-        from .inference.compose import compose
         from .inference.task_model import task_model
-        from .models.bases import load
         from .training.device import make_accelerator
 
-        with self._context.catalog.read() as session:
-            record = tasks.ready(session, task)
-            base = bases.get(session, record.base)
-        store = self._context.store
-        composed = compose(load(self._context, base), store.get(record.digest), store.get)
+        record, base, composed = self._composed(task)
         config = record.input or base.input
         return task_model(task, record.version or 0, composed, config, make_accelerator(device, "fp32").device)
 
@@ -410,16 +405,22 @@ class Registry:
             SettingsError: for another ending, or a checkpoint of a method that adds modules to the model. Otherwise
                 what ``load`` raises.
         """
-        from .inference.compose import compose
         from .inference.export import export
-        from .models.bases import load
+
+        _, base, composed = self._composed(task)
+        return export(composed, base, Path(path))
+
+    def _composed(self, task: str) -> tuple[Task, Base, Composed]:
+        """A task with its base and its model."""
+        from .inference.compose import compose
+        from .models.bases import load_and_build
 
         with self._context.catalog.read() as session:
             record = tasks.ready(session, task)
             base = bases.get(session, record.base)
         store = self._context.store
-        composed = compose(load(self._context, base), store.get(record.digest), store.get)
-        return export(composed, base, Path(path))
+        loaded, model = load_and_build(self._context, base, len(record.classes))
+        return record, base, compose(loaded, store.get(record.digest), store.get, model)
 
     # Upkeep
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from taps_registry import Registry
@@ -65,6 +66,10 @@ def state(registry: Registry, name: str) -> dict[str, Tensor]:
     return registry.load(name, device="cpu").model.state_dict()
 
 
+def load_base(registry: Registry) -> dict[str, Tensor]:
+    return load_file(path_of(registry, registry.base("base").object))
+
+
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -115,7 +120,32 @@ def test_the_same_values_keep_their_metrics_without_the_images(registry: Registr
     assert registry.recode("full", "fp32").digest == before.digest
 
 
-def test_factors_of_a_method_stay_as_they_are(registry: Registry) -> None:
+def test_low_rank_factors_are_put_into_fewer_bits_and_never_into_more(registry: Registry) -> None:
+    before, values = registry.task("lora"), state(registry, "lora")
+    factors = {
+        name for name, entry in header_of(registry, before)["tensors"].items() if entry["encoding"] == "low-rank"
+    }
+    eight = registry.recode("lora", "int8")
+    forms = {name: entry["encoding"] for name, entry in header_of(registry, eight)["tensors"].items()}
+    assert {name for name in forms if forms[name] == "low-rank-int8"} == factors
+    assert eight.bytes < before.bytes / 2
+    assert (eight.params, eight.metrics.keys()) == (before.params, before.metrics.keys())
+    found = state(registry, "lora")
+    base = load_base(registry)
+    for name in factors:
+        delta, kept = values[name] - base[name], found[name] - base[name]
+        assert not torch.equal(delta, kept), name
+        assert (delta - kept).norm() < 0.02 * delta.norm(), name
+    wide = registry.recode("lora", "fp32")
+    assert same(state(registry, "lora"), found)
+    kept_forms = {name: entry["encoding"] for name, entry in header_of(registry, wide)["tensors"].items()}
+    assert {name for name in kept_forms if kept_forms[name] == "low-rank-int8"} == factors
+    four = registry.recode("lora", "int4")
+    assert four.bytes < eight.bytes
+    assert registry.verify(deep=True) == ()
+
+
+def test_factors_stay_as_they_are_in_an_encoding_that_has_nothing_smaller(registry: Registry) -> None:
     before = header_of(registry, registry.task("lora"))["tensors"]
     after = header_of(registry, registry.recode("lora", "bf16"))["tensors"]
     assert {name for name in before if before[name]["encoding"] == "low-rank"}

@@ -66,7 +66,7 @@ CONTENDERS: dict[str, Contender] = {
         _taps("2%", "int4"),
         _taps("2%"),
         _taps("5%"),
-        _taps("10%"),
+        _taps("10%", recoded=("int4",)),
         _taps("20%"),
     )
 }

@@ -72,8 +72,7 @@ class Plan:
             for task in self.tasks:
                 for backbone in self.backbones:
                     for contender in self.contenders:
-                        usual = rates(contender, backbone)[len(GRID) // 2]
-                        rate = float(best.get((contender.name, backbone), usual))
+                        rate = float(best.get((contender.name, backbone), middle(contender, backbone)))
                         yield self._job(task, backbone, seed, contender, rate)
 
     def _job(self, task: str, backbone: str, seed: int, contender: Contender, rate: float) -> Job:
@@ -83,6 +82,11 @@ class Plan:
 def rates(contender: Contender, backbone: str) -> list[float]:
     """The learning rates that a contender tries on a backbone, of two digits each."""
     return [float(runs.printed(RATES[backbone] * contender.pace * step)) for step in GRID]
+
+
+def middle(contender: Contender, backbone: str) -> str:
+    """The learning rate of a contender that does not search, as printed."""
+    return runs.printed(rates(contender, backbone)[len(GRID) // 2])
 
 
 def chosen(found: Iterable[Row]) -> dict[tuple[str, str], str]:

@@ -20,7 +20,7 @@ from typing import Any
 from . import rows
 from .contenders import CONTENDERS
 from .rows import Row
-from .run import RATES, RESULTS, chosen
+from .run import RATES, RESULTS, chosen, middle
 from .tasks import TASKS
 
 REFERENCE = "full"
@@ -33,6 +33,15 @@ def finals(found: Sequence[Row]) -> list[Row]:
     """The rows at the learning rate that its method and backbone ended with."""
     best = chosen(found)
     return [row for row in found if best.get((row.method, row.backbone), row.lr) == row.lr]
+
+
+def middles(found: Sequence[Row]) -> list[Row]:
+    """The rows at the middle of each grid of learning rates, where everybody would be without a search."""
+    return [
+        row
+        for row in found
+        if row.method in CONTENDERS and row.backbone in RATES and row.lr == middle(CONTENDERS[row.method], row.backbone)
+    ]
 
 
 def ordered(found: Iterable[Row]) -> list[Row]:
@@ -104,26 +113,35 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
 
 
-def overview(found: Sequence[Row]) -> str:
-    """Every method over all tasks, backbones and seeds."""
-    reference = _of(found, REFERENCE)
+def overview(found: Sequence[Row], unsearched: Sequence[Row] = ()) -> str:
+    """Every method over all tasks, backbones and seeds.
+
+    Args:
+        found: the rows that count.
+        unsearched: rows at other learning rates, which get a column if they are others.
+    """
+    reference, beside = _of(found, REFERENCE), _of(unsearched, REFERENCE)
+    both = bool(unsearched) and {row.key for row in unsearched} != {row.key for row in found}
     lines = []
     for name in labels(found):
         made = summarise(_of(found, name), reference)
         if made is None:
-            lines.append([name, "0", "", "", "", ""])
+            lines.append([name, "0", *("" for _ in range(5 if both else 4))])
             continue
+        other = summarise(_of(unsearched, name), beside) if both and name != REFERENCE else None
         lines.append(
             [
                 name,
                 str(made.runs),
                 f"{100 * made.accuracy:.1f}",
                 "" if name == REFERENCE else f"{100 * made.behind:+.1f} ± {100 * made.error:.1f}",
+                *([f"{100 * other.behind:+.1f} ± {100 * other.error:.1f}" if other else ""] if both else ()),
                 f"{100 * made.share:.2f} %",
                 f"{made.seconds:.1f}",
             ]
         )
-    return table(["method", "runs", "accuracy, %", "against full", "of the base's bytes", "seconds"], lines)
+    columns = ["against full", *(["at the middle rate"] if both else ())]
+    return table(["method", "runs", "accuracy, %", *columns, "of the base's bytes", "seconds"], lines)
 
 
 def by(found: Sequence[Row], column: Callable[[Row], str], *, shares: bool) -> str:
@@ -175,7 +193,7 @@ def page(found: Sequence[Row], stem: str) -> str:
         "Accuracy is on test images, of the stored file read back. *Against full* is the mean difference to full "
         "fine-tuning on the same task, backbone and seed, in points, with its standard error. Bytes are those of the "
         "values stored, without the head's and without the text that names them.",
-        overview(last),
+        overview(last, middles(found)),
         f"![Accuracy against bytes]({stem}-accuracy.svg)",
         "## By backbone",
         "In brackets what a task takes of the base's bytes.",
@@ -185,7 +203,8 @@ def page(found: Sequence[Row], stem: str) -> str:
         f"## Which layers opened: {SHOWN}",
         f"![Layers opened, task by task]({stem}-layers.svg)",
         "## Learning rates",
-        "The best of those that each method tried on a backbone, by validation accuracy."
+        "The best of those that each method tried on a backbone, by validation accuracy. *At the middle rate* is how "
+        "everybody does at the middle of the grid instead."
         if len({(row.method, row.backbone, row.lr) for row in found}) > len(chosen(found))
         else "Each method has had one a backbone, the middle of its grid; no others were tried.",
         learning_rates(found),
@@ -226,8 +245,8 @@ def accuracy_picture(found: Sequence[Row], path: Path) -> None:
 
 def _family(name: str) -> str:
     """Rows that are drawn as one series."""
-    if "stored again" in name:
-        return "taps, stored again"
+    if ", stored again" in name:
+        return f"{name.split()[0]}, stored again"
     if name.startswith("taps penalty"):
         return "taps, a penalty"
     if name.startswith("taps-rank"):
@@ -295,7 +314,7 @@ def main() -> int:
     accuracy_picture(finals(found), folder / f"{given.csv.stem}-accuracy.svg")
     layers_picture(finals(found), folder / f"{given.csv.stem}-layers.svg")
     if given.readme:
-        README.write_text(filled(README.read_text("utf-8"), overview(finals(found))), "utf-8")
+        README.write_text(filled(README.read_text("utf-8"), overview(finals(found), middles(found))), "utf-8")
     return 0
 
 

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ..spec import Registrar, hookimpl
-from . import Form
+from . import ThinProduct
 from .integers import Int3, Int4, Int8, Integers
-from .products import exact_product
 
 UP, DOWN, SCALE = "up", "down", "-scale"
 
 
-class PackedLowRank(Form):
+class PackedLowRank(ThinProduct):
     """``base + up^T down``, the base seen as a matrix of ``C_out`` rows.
 
     Args:
@@ -32,24 +31,18 @@ class PackedLowRank(Form):
         self.summary = f"the base's weight plus the product of two thin matrices in {integers.bits} bits"
 
     def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-        """What is stored of a product.
-
-        Args:
-            up: ``(C_out, r)`` float32 on the CPU.
-            down: ``(r, d)`` likewise.
-        """
         return {**self._packed(UP, up.T.contiguous()), **self._packed(DOWN, down)}
 
     def nbytes(self, rank: int, rows: int, columns: int) -> int:
         """Bytes of the parts for a ``(rows, columns)`` matrix."""
         return sum(self.integers.nbytes((rank, length)) for length in (rows, columns))
 
-    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+    def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
         up = self._unpacked(parts, UP, len(base))
         down = self._unpacked(parts, DOWN, prod(base.shape[1:]))
         if len(up) != len(down):
             raise ValueError(f"factors of ranks {len(up)} and {len(down)} have no product")
-        return base + exact_product(up.T, down).reshape(base.shape)
+        return up.T, down
 
     def _packed(self, name: str, factor: Tensor) -> dict[str, Tensor]:
         encoded = self.integers.encode(factor, torch.zeros_like(factor))

@@ -15,26 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import Partition
-from ..encodings import Form, expect
-from ..encodings.products import exact_product
+from ..encodings import ThinProduct, expect
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
 from .reparametrised import Product, Unit, stored, units_of, with_head_and_norms
 from .shortcuts import Pair
 
 
-class LowRank(Form):
+class LowRank(ThinProduct):
     """``base + up @ down``, the base seen as a matrix of ``C_out`` rows."""
 
     name = "low-rank"
     summary = "the base's weight plus the product of two thin matrices"
+    exact = True
 
-    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+    def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+        return {"up": up, "down": down}
+
+    def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = len(base), prod(base.shape[1:])
         rank = len(parts["down"]) if parts["down"].ndim else 0
         up = expect(parts, "up", (rows, rank), torch.float32)
-        down = expect(parts, "down", (rank, columns), torch.float32)
-        return base + exact_product(up, down).reshape(base.shape)
+        return up, expect(parts, "down", (rank, columns), torch.float32)
 
 
 class LowRankUnit(Product):

@@ -24,7 +24,7 @@ class Composed:
     header: Header
 
 
-def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path]) -> Composed:
+def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], model: nn.Module | None = None) -> Composed:
     """Build the model of an artifact.
 
     A layer that the artifact does not hold gets the base's tensor itself. The head has no base to fall back on.
@@ -33,14 +33,16 @@ def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path]) -> C
         base: that the artifact belongs to.
         artifact: path of a file whose digest the store has checked.
         fetch: the checked path of an object, for tensors that the task has in common with others.
+        model: of the base's kind with the task's number of classes, to be written to; otherwise one is built.
 
     Raises:
         IntegrityError: if the artifact is damaged, belongs to another base, or does not fit the model.
         PluginError: if it needs a method or encoding that is not installed.
     """
     header, changed = read_artifact(artifact, base.tensors, base.record.digest, base.plugins)
-    with without_drawing():
-        model = base.build(len(header.classes))
+    if model is None:
+        with without_drawing():
+            model = base.build(len(header.classes))
     needed = set(base.partition(model).head)
     if header.extension:
         plain = set(model.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..folders import scratch
 from ..home import check_name
 from ..records import Base, LayerInfo
 from ..store.tensors import digest, write_tensors
-from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta
+from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta, without_drawing
 from .measure import layer_infos, parameters
 
 
@@ -136,24 +136,49 @@ def load(context: Context, base: Base) -> LoadedBase:
             have stored would mean something else.
         IntegrityError: if there is nothing to say against that, and they are missing or damaged.
     """
+
+    def on_no_memory() -> nn.Module:
+        with on_meta():
+            return create(context.plugins, base.model, base.arguments)
+
+    return _load(context, base, on_no_memory)[0]
+
+
+def load_and_build(context: Context, base: Base, classes: int) -> tuple[LoadedBase, nn.Module]:
+    """Read a base's tensors, and build a model with so many classes, whose values are all still to be loaded.
+
+    Takes no longer than ``load`` alone: models that layouts are checked on have to be built anyway. Raises as it does.
+    """
+
+    def without_values() -> nn.Module:
+        with without_drawing():
+            return create(context.plugins, base.model, {**base.arguments, "num_classes": classes})
+
+    return _load(context, base, without_values)
+
+
+def _load(context: Context, base: Base, build: Callable[[], nn.Module]) -> tuple[LoadedBase, nn.Module]:
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(context.store.get, base.object)  # as long as the layout takes, on another core
-        check_layout(context.plugins, base)
+        _require_plugin(context.plugins, base)
+        model = build()
+        _check_layout(context.plugins, base, model)
         tensors = load_file(checked.result())
-    return LoadedBase(base, tensors, context.plugins)
+    return LoadedBase(base, tensors, context.plugins), model
 
 
-def check_layout(plugins: PluginManager, base: Base) -> None:
-    """Hold the base's layers against what its plugin says now, on a model without memory. Raises PluginError."""
+def _require_plugin(plugins: PluginManager, base: Base) -> None:
     if base.plugin not in plugins.architectures():
         raise PluginError(
             f"The layers of the base {base.name!r} were laid out by the plugin {base.plugin!r} of "
             f"{base.plugin_version or 'an unknown package'}, which is not here. Install it; `taps-registry plugins` "
             "lists what was found."
         )
+
+
+def _check_layout(plugins: PluginManager, base: Base, model: nn.Module) -> None:
+    """Hold the base's layers against what its plugin says now of a model with any number of classes."""
     architecture = plugins.architecture(base.plugin)
-    with on_meta():
-        model = create(plugins, base.model, base.arguments)
     partition = plugins.partition(architecture, model)
     now_laid_out = layer_infos(partition, model.state_dict())
     if [_identity(layer) for layer in now_laid_out] != [_identity(layer) for layer in base.layers]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
-from ...plugins.encodings import Codec, Encoding
+from ...plugins.encodings import Codec, Encoding, Form, ThinProduct
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError
@@ -153,8 +153,8 @@ def recode_artifact(
 ) -> Header:
     """Write an artifact's values anew, in another encoding.
 
-    What is in a form of its method's own stays as it is. What is only compressed, or no longer so, is not rounded
-    again.
+    What is in a form of its method's own stays as it is, but for thin factors that the encoding has a smaller form for.
+    What is only compressed, or no longer so, is not rounded again.
 
     Args:
         path: of the new file, written whole or not at all.
@@ -181,10 +181,22 @@ def recode_artifact(
             elif form is None or isinstance(form, Codec):
                 draft.encode(name, value, encoding)
             else:
-                draft.put(name, entry.encoding, parts, value)
+                draft.put(name, *_smaller(form, parts, draft.based[name], encoding, plugins), value)
     made = replace(header, encoding=encoding.name, tensors=draft.entries, format=FORMAT)
     write_packed(path, draft.tensors, made.to_json())
     return made
+
+
+def _smaller(
+    form: Form, parts: Mapping[str, Tensor], base: Tensor, encoding: Encoding, plugins: PluginManager
+) -> tuple[str, Mapping[str, Tensor]]:
+    """Name and parts of the form that an encoding has for thin factors, if these are such and take less in it."""
+    wanted = plugins.form(encoding.factors) if encoding.factors else form
+    if wanted.name == form.name or not (isinstance(form, ThinProduct) and isinstance(wanted, ThinProduct)):
+        return form.name, parts
+    made = wanted.parts(*form.factors(parts, base))
+    taken, before = (sum(part.nbytes for part in some.values()) for some in (made, parts))
+    return (wanted.name, made) if taken < before else (form.name, parts)
 
 
 class _Draft:
@@ -264,9 +276,9 @@ def tensor_bytes(path: Path) -> dict[str, int]:
 
 
 def is_exact(header: Header, plugins: PluginManager) -> bool:
-    """Whether every value that went through an encoding is stored to the last bit."""
+    """Whether everything that went through an encoding is stored to the last bit."""
     forms = {plugins.form(entry.encoding) for entry in header.tensors.values() if entry.encoding}
-    return all(form.exact for form in forms if isinstance(form, Codec))
+    return all(form.exact for form in forms if isinstance(form, Codec | ThinProduct))
 
 
 def read_artifact(

@@ -1,6 +1,7 @@
 """A stored task in another encoding: a new version of it, from the file of its current one.
 
-1. The values of the artifact are decoded and written anew; factors in a form of their method's own stay as they are.
+1. The values of the artifact are decoded and written anew; factors in a form of their method's own stay as they are,
+   but for those of low rank, which an encoding of few bits makes smaller.
 2. The new file is measured as it reads back, on the images that the task was trained with if they are still there.
 3. Under the registry's lock one transaction holds it against the budgets and makes it the current version, and the file
    enters the store. A crash before leaves the task as it was; a crash after, the new version.
