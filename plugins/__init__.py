@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .encodings import Codec as Codec
     from .encodings import Encoding as Encoding
     from .encodings import Form as Form
+    from .encodings import ThinProduct as ThinProduct
     from .methods import Adaptation as Adaptation
     from .methods import Delta as Delta
     from .methods import Factors as Factors
@@ -98,6 +99,7 @@ __all__ = [
     "Stage",
     "Stored",
     "TapsError",
+    "ThinProduct",
     "TrackedRun",
     "Tracker",
     "Unit",
@@ -120,6 +122,7 @@ _ROOMS = {
     "RunInfo": "trackers",
     "Size": "methods",
     "Stored": "methods",
+    "ThinProduct": "encodings",
     "TrackedRun": "trackers",
     "Tracker": "trackers",
     "Unit": "methods.reparametrised",
