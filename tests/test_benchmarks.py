@@ -199,6 +199,24 @@ def test_tables_pair_each_run_with_full_fine_tuning() -> None:
     assert "| taps 5% | 2 | 83.0 | -2.0 ± 1.0 | 10.00 % |" in tables.overview(found)
 
 
+def test_the_middle_rates_have_a_column_where_they_have_all_runs() -> None:
+    middle = {name: run.middle(CONTENDERS[name], "vit") for name in ("full", "taps 5%", "head-only")}
+
+    def rows_at(name: str, test: float, lr: str, seeds: tuple[int, ...] = (0, 1)) -> list[Row]:
+        return [replace(result(name, "greek", seed, test, lr=lr, val=0.5), backbone="vit") for seed in seeds]
+
+    found = rows_at("full", 0.8, middle["full"])
+    found += rows_at("taps 5%", 0.7, "9") + rows_at("head-only", 0.6, "9")
+    others = rows_at("full", 0.8, middle["full"]) + rows_at("taps 5%", 0.75, middle["taps 5%"])
+    others += rows_at("head-only", 0.65, middle["head-only"], (0,))
+    assert tables.middles([*found, *others]) == [*rows_at("full", 0.8, middle["full"]), *others]
+    told = tables.overview(found, others)
+    assert "| taps 5% | 2 | 70.0 | -10.0 ± 0.0 | -5.0 ± 0.0 | 10.00 % |" in told
+    assert "| head-only | 2 | 60.0 | -20.0 ± 0.0 |  | 10.00 % |" in told
+    assert "at the middle rate" not in tables.overview(found, found)
+    assert "at the middle rate" not in tables.overview(found, others[2:])
+
+
 def test_the_page_and_its_pictures(tmp_path: Path) -> None:
     found = [
         result(method, task, seed, 0.5 + 0.1 * seed, open=f"conv{seed}", share=share, machine="2 x test")

@@ -118,17 +118,21 @@ def overview(found: Sequence[Row], unsearched: Sequence[Row] = ()) -> str:
 
     Args:
         found: the rows that count.
-        unsearched: rows at other learning rates, which get a column if they are others.
+        unsearched: rows at other learning rates, which get a column if they are others; methods that have not been run
+            on all tasks, backbones and seeds have nothing in it.
     """
     reference, beside = _of(found, REFERENCE), _of(unsearched, REFERENCE)
-    both = bool(unsearched) and {row.key for row in unsearched} != {row.key for row in found}
+    complete = {_cell(row) for row in beside} == {_cell(row) for row in reference}
+    both = complete and {row.key for row in unsearched} != {row.key for row in found}
     lines = []
     for name in labels(found):
         made = summarise(_of(found, name), reference)
         if made is None:
             lines.append([name, "0", *("" for _ in range(5 if both else 4))])
             continue
-        other = summarise(_of(unsearched, name), beside) if both and name != REFERENCE else None
+        others = _of(unsearched, name) if both and name != REFERENCE else []
+        enough = {_cell(row) for row in others} == {_cell(row) for row in _of(found, name)}
+        other = summarise(others, beside) if enough else None
         lines.append(
             [
                 name,
