@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .encodings import Codec as Codec
     from .encodings import Encoding as Encoding
     from .encodings import Form as Form
-    from .encodings import ThinProduct as ThinProduct
+    from .encodings.products import ThinProduct as ThinProduct
     from .methods import Adaptation as Adaptation
     from .methods import Delta as Delta
     from .methods import Factors as Factors
@@ -122,7 +122,7 @@ _ROOMS = {
     "RunInfo": "trackers",
     "Size": "methods",
     "Stored": "methods",
-    "ThinProduct": "encodings",
+    "ThinProduct": "encodings.products",
     "TrackedRun": "trackers",
     "Tracker": "trackers",
     "Unit": "methods.reparametrised",

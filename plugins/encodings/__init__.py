@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Codec", "Encoding", "Form", "ThinProduct"]
+__all__ = ["Codec", "Encoding", "Form"]
 
 COMPRESSED = "+zstd"  # ends the name of an encoding whose parts are compressed
 
@@ -39,31 +39,6 @@ class Form(ABC):
         Raises:
             ValueError: if the parts are not what is stored for a base of this shape.
         """
-
-
-class ThinProduct(Form):
-    """``base + up @ down``, with the base seen as a matrix ``(C_out, d)`` and a rank ``r`` far below both.
-
-    The factors of one such form can be put into another one, whatever method they come from.
-
-    Attributes:
-        exact: whether factors come back to the last bit.
-    """
-
-    exact: bool = False
-
-    @abstractmethod
-    def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-        """What is stored of factors ``(C_out, r)`` and ``(r, d)``, float32 on the CPU."""
-
-    @abstractmethod
-    def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors that ``parts`` stored, rounded or not. Raises ValueError as ``decode`` does."""
-
-    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        from .products import exact_product  # not above: the catalog reads this module, and does without torch
-
-        return base + exact_product(*self.factors(parts, base)).reshape(base.shape)
 
 
 class Codec(Form):

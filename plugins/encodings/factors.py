@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..spec import Registrar, hookimpl
-from . import ThinProduct
 from .integers import Int3, Int4, Int8, Integers
+from .products import ThinProduct
 
 UP, DOWN, SCALE = "up", "down", "-scale"
 

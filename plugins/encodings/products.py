@@ -1,9 +1,14 @@
-"""A matrix product that rounds alike on every machine."""
+"""Weights as products of thin matrices, with a product that rounds alike on every machine."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from . import Form
 
 MANTISSA = 53  # bits of a float64
 
@@ -34,3 +39,26 @@ def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:
     exponent = torch.frexp(values.abs().amax(dim, keepdim=True)).exponent
     unit = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent - bits)
     return (values / unit).round_().mul_(unit)
+
+
+class ThinProduct(Form):
+    """``base + up @ down``, with the base seen as a matrix ``(C_out, d)`` and a rank ``r`` far below both.
+
+    The factors of one such form can be put into another one, whatever method they come from.
+
+    Attributes:
+        exact: whether factors come back to the last bit.
+    """
+
+    exact: bool = False
+
+    @abstractmethod
+    def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+        """What is stored of factors ``(C_out, r)`` and ``(r, d)``, float32 on the CPU."""
+
+    @abstractmethod
+    def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors that ``parts`` stored, rounded or not. Raises ValueError as ``decode`` does."""
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        return base + exact_product(*self.factors(parts, base)).reshape(base.shape)

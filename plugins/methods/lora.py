@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import Partition
-from ..encodings import ThinProduct, expect
+from ..encodings import expect
+from ..encodings.products import ThinProduct
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
 from .reparametrised import Product, Unit, stored, units_of, with_head_and_norms

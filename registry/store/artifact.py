@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
-from ...plugins.encodings import Codec, Encoding, Form, ThinProduct
+from ...plugins.encodings import Codec, Encoding, Form
+from ...plugins.encodings.products import ThinProduct
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError
