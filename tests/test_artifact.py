@@ -39,7 +39,7 @@ from taps_registry.registry.store.artifact import (
     write_artifact,
 )
 from taps_registry.registry.store.objects import ObjectStore
-from taps_registry.registry.store.packed import KEY, open_packed, write_packed
+from taps_registry.registry.store.packed import KEY, LONGEST, open_packed, write_packed
 from taps_registry.registry.store.tensors import digest
 
 ENCODINGS = {"fp32": Float32(), "bf16": BFloat16()}
@@ -380,18 +380,28 @@ def test_a_file_without_small_tensors_has_no_bundle(tmp_path: Path) -> None:
         assert file.names() == {"large"}
 
 
-def listing(edit: Callable[[list[Any]], None]) -> Callable[[Path], None]:
-    """Changes the list of small tensors in a file."""
+def text(edit: Callable[[str, list[Any]], str]) -> Callable[[Path], None]:
+    """Changes the text of a file, given the list of small tensors, in place or to something else."""
 
     def change_it(path: Path) -> None:
         with safe_open(path, "pt") as file:
-            text, listed = zlib.decompress(base64.b64decode(file.metadata()[KEY])).decode().split("\n")
-        changed = json.loads(listed)
-        edit(changed)
-        raw = zlib.compress(f"{text}\n{json.dumps(changed)}".encode())
+            header, listed = zlib.decompress(base64.b64decode(file.metadata()[KEY])).decode().split("\n")
+        small = json.loads(listed)
+        changed = edit(header, small)
+        raw = zlib.compress(f"{changed}\n{json.dumps(small)}".encode())
         save_file(load_file(path), path, {KEY: base64.b64encode(raw).decode()})
 
     return change_it
+
+
+def listing(edit: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
+    """Changes the list of small tensors in a file."""
+
+    def change_it(header: str, small: list[Any]) -> str:
+        edit(small)
+        return header
+
+    return text(change_it)
 
 
 DAMAGED: dict[str, Callable[[Path], None]] = {
@@ -405,10 +415,18 @@ DAMAGED: dict[str, Callable[[Path], None]] = {
         {**load_file(path), "::small": torch.ones(4)}, path, safe_open(path, "pt").metadata()
     ),
     "text that is not compressed": lambda path: save_file(load_file(path), path, {KEY: "text"}),
+    "text of too many bytes": text(lambda header, small: header + " " * LONGEST),
     "text that is cut off": lambda path: save_file(
         load_file(path), path, {KEY: safe_open(path, "pt").metadata()[KEY][:-8]}
     ),
 }
+
+
+def test_text_may_be_changed_to_what_means_the_same(tmp_path: Path) -> None:
+    """Else it is not the damage that is refused below."""
+    write(tmp_path / "a")
+    text(lambda header, small: header + " " * 1000)(tmp_path / "a")
+    assert digest(read(tmp_path / "a")[1]) == digest(task_tensors())
 
 
 @pytest.mark.parametrize("damage", DAMAGED)

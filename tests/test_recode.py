@@ -142,6 +142,8 @@ def test_low_rank_factors_are_put_into_fewer_bits_and_never_into_more(registry: 
     assert {name for name in kept_forms if kept_forms[name] == "low-rank-int8"} == factors
     four = registry.recode("lora", "int4")
     assert four.bytes < eight.bytes
+    again = header_of(registry, registry.recode("lora", "int8"))["tensors"]
+    assert {name for name in again if again[name]["encoding"] == "low-rank-int4"} == factors
     assert registry.verify(deep=True) == ()
 
 

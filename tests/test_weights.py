@@ -222,6 +222,17 @@ def test_random_weights_follow_their_seed_and_leave_the_global_one_alone(empty: 
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_without_drawing_parameters_stay_as_they_are_and_all_else_that_is_drawn_is_0() -> None:
+    state = torch.get_rng_state()
+    with without_drawing():
+        weight, buffer = torch.nn.Parameter(torch.full((3,), 7.0)), torch.full((3,), 7.0)
+        torch.nn.init.normal_(weight)
+        buffer.uniform_()
+    assert weight.tolist() == [7.0] * 3
+    assert buffer.tolist() == [0.0] * 3
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(
     ("model", "arguments"),
     [

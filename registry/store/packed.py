@@ -25,6 +25,7 @@ from .tensors import write_tensors
 KEY = "taps"  # one alone: safetensors keeps several in no fixed order, so that bytes would not follow from content
 SMALL = 64 * 1024  # bytes
 BUNDLE = "::small"
+LONGEST = 64 * 1024 * 1024  # bytes of text; a few kilobytes of a damaged file could claim a thousand times as many
 INDEX = 160  # most bytes that safetensors' index takes for a tensor with a name of usual length
 
 
@@ -45,7 +46,7 @@ class PackedFile:
         if raw.startswith("{"):  # as files were before tensors were bundled
             self.text = raw
         else:
-            self.text, listed = zlib.decompress(base64.b64decode(raw, validate=True)).decode().split("\n")
+            self.text, listed = _decompressed(raw).split("\n")
             self._small = _unbundled(json.loads(listed), file)
 
     def names(self) -> set[str]:
@@ -95,6 +96,14 @@ def text_bytes(text: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def _compressed(*lines: str) -> str:
     return base64.b64encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
+
+
+def _decompressed(raw: str) -> str:
+    inflater = zlib.decompressobj()
+    text = inflater.decompress(base64.b64decode(raw, validate=True), LONGEST)
+    if not inflater.eof:
+        raise ValueError(f"the text is cut off, or longer than {LONGEST:,} bytes")
+    return text.decode()
 
 
 def _unbundled(listed: list[tuple[str, str, list[int]]], file: Any) -> dict[str, Tensor]:
