@@ -18,6 +18,7 @@ class Steps:
     def __init__(self, options: Options, model: str, method: str) -> None:
         import torch
 
+        from taps_registry.registry.models.transforms import batch
         from taps_registry.registry.training.loop import Trainer
         from taps_registry.registry.training.progress import Progress
 
@@ -29,7 +30,8 @@ class Steps:
         self.trainer.adaptation.train()
         device = self.trainer.accelerator.device
         chance = torch.Generator().manual_seed(0)
-        self.pixels = torch.randn(options.batch, 3, options.pixels, options.pixels, generator=chance).to(device)
+        images = torch.randn(options.batch, 3, options.pixels, options.pixels, generator=chance)
+        self.pixels = batch(images.unbind()).to(device)
         self.labels = torch.randint(0, CLASSES, (options.batch,), generator=chance).to(device)
         self.done = 0
 

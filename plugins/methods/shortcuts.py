@@ -6,8 +6,8 @@ outputs, summed over images and positions, these are
 
     ``dL/dU = sum g (D x)^T``    and    ``dL/dD = sum (U^T g) x^T``,
 
-products of the rank's width; for a convolution ``D x`` is one with ``r`` filters. The forward pass stays the model's
-own, with ``W`` in its place.
+products of the rank's width: a convolution with ``r`` filters, a 1x1 one, and the gradients of both. The forward pass
+stays the model's own, with ``W`` in its place.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from . import Live
 
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
+
+PLAIN: tuple[Any, ...] = ((1, 1), (0, 0), (1, 1))  # stride, padding and dilation
 
 Pair = tuple[Tensor, Tensor]  # (C_out, r) and (r, d), or their gradients
 
@@ -76,19 +78,19 @@ class Shortcut:
         if isinstance(self.module, nn.Linear):
             inputs = given.reshape(-1, given.shape[-1])
             outputs = gradient.reshape(-1, gradient.shape[-1])[:, self.rows]
-            inner, thin = down @ inputs.T, up.T @ outputs.T  # (r, N): few rows are faster than few columns
-            return (inner @ outputs).T, thin @ inputs
-        gradient = gradient[:, self.rows]
-        thin = _of_each(up.T, gradient)
-        kernel = down.reshape(-1, *self.module.weight.shape[1:])
-        place: tuple[Any, ...] = (self.module.stride, self.module.padding, self.module.dilation)
-        if place == ((1, 1), (0, 0), (1, 1)) and self.module.kernel_size == (1, 1):
-            inner = _of_each(down, given)
-            of_down = _summed(thin, given)
+            if not (inputs.is_cpu and torch._C._has_mkldnn):
+                return outputs.T @ (inputs @ down.T), (outputs @ up).T @ inputs
+            given, gradient = _as_picture(inputs), _as_picture(outputs)  # oneDNN's convolutions are faster than MKL
+            kernel, place = down[:, :, None, None], PLAIN
         else:
-            inner = functional.conv2d(given, kernel, None, *place)
-            of_down = conv2d_weight(given, list(kernel.shape), thin, *place)  # type: ignore[no-untyped-call]
-        return _summed(inner, gradient).T, of_down.reshape(down.shape)
+            gradient = gradient[:, self.rows]
+            kernel = down.reshape(-1, *self.module.weight.shape[1:])
+            place = self.module.stride, self.module.padding, self.module.dilation
+        inner = functional.conv2d(given, kernel, None, *place)
+        thin = functional.conv2d(gradient, up.T[:, :, None, None])
+        of_up = conv2d_weight(inner, [*up.shape, 1, 1], gradient)  # type: ignore[no-untyped-call]
+        of_down = conv2d_weight(given, list(kernel.shape), thin, *place)  # type: ignore[no-untyped-call]
+        return of_up.reshape(up.shape), of_down.reshape(down.shape)
 
     @torch.no_grad()
     def judge(self) -> None:
@@ -121,15 +123,9 @@ class Shortcut:
         return found is not None or self.trusted is True
 
 
-def _of_each(matrix: Tensor, images: Tensor) -> Tensor:
-    """A matrix ``(r, C)`` times the channels of images: ``(N, C, H, W)`` to ``(N, r, H, W)``."""
-    made = torch.bmm(matrix.expand(len(images), -1, -1), images.flatten(2))
-    return made.reshape(*made.shape[:2], *images.shape[2:])
-
-
-def _summed(some: Tensor, others: Tensor) -> Tensor:
-    """Products of channels ``(N, r, H, W)`` and ``(N, C, H, W)``, summed over images and positions: ``(r, C)``."""
-    return torch.bmm(some.flatten(2), others.flatten(2).mT).sum(0)
+def _as_picture(rows: Tensor) -> Tensor:
+    """Rows ``(N, C)`` as a picture ``(1, C, 1, N)`` in the same memory, of which channels come last."""
+    return rows[None, None].permute(0, 3, 1, 2)
 
 
 def shortcut(model: nn.Module, live: Live, factors: Callable[[], Pair]) -> Shortcut | None:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..models.transforms import evaluation_transform
+from ..models.transforms import batch, evaluation_transform
 from ..records import InputConfig, Prediction
 from .compose import Composed
 
@@ -51,10 +51,10 @@ class TaskModel:
         transform = evaluation_transform(self.input)
         predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            pixels = torch.stack([transform(_open(path)) for path in batch]).to(self.device)
+            paths = images[start : start + BATCH]
+            pixels = batch([transform(_open(path)) for path in paths]).to(self.device)
             probabilities = self.model(pixels).softmax(dim=1).cpu()
-            predictions.extend(self._prediction(path, row, top) for path, row in zip(batch, probabilities, strict=True))
+            predictions.extend(self._prediction(path, row, top) for path, row in zip(paths, probabilities, strict=True))
         return tuple(predictions)
 
     def _prediction(self, path: Path, row: Tensor, top: int) -> Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
@@ -39,6 +39,13 @@ def training_transform(config: InputConfig, augment: str) -> Transform:
     if options.pop("no_aug", False):
         return evaluation_transform(config)
     return _transform(config, is_training=True, **options)
+
+
+def batch(images: Sequence[Tensor]) -> Tensor:
+    """Images as ``(B, C, H, W)`` with channels last in memory: convolutions keep to it, and are faster so."""
+    import torch
+
+    return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
 
 
 def _transform(config: InputConfig, **options: Any) -> Transform:

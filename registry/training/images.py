@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..models.transforms import Transform
+from ..models.transforms import Transform, batch
 from .cache import Cache
 from .sources import Sample
 
@@ -120,10 +120,24 @@ def training_loader(
     sampler = EpochSampler(len(images), images.seed)
     size = min(batch_size, len(images))
     keep = workers > 0
-    loader = DataLoader(images, size, sampler=sampler, num_workers=workers, drop_last=True, persistent_workers=keep)
+    loader = DataLoader(
+        images,
+        size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=together,
+        drop_last=True,
+        persistent_workers=keep,
+    )
     return loader, sampler
 
 
 def evaluation_loader(images: Images, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
     """Every image once, in order."""
-    return DataLoader(images, batch_size, num_workers=workers)
+    return DataLoader(images, batch_size, num_workers=workers, collate_fn=together)
+
+
+def together(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """A batch of images and their labels ``(B,)``."""
+    pixels, labels = zip(*samples, strict=True)
+    return batch(pixels), torch.tensor(labels)
