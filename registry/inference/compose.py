@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
 from ..errors import IntegrityError
-from ..models.bases import LoadedBase
-from ..models.build import without_drawing
+from ..models.bases import Blank, LoadedBase
 from ..store.artifact import Header, read_artifact
 
 
@@ -24,7 +23,7 @@ class Composed:
     header: Header
 
 
-def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], model: nn.Module | None = None) -> Composed:
+def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], blank: Blank | None = None) -> Composed:
     """Build the model of an artifact.
 
     A layer that the artifact does not hold gets the base's tensor itself. The head has no base to fall back on.
@@ -33,17 +32,15 @@ def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], mode
         base: that the artifact belongs to.
         artifact: path of a file whose digest the store has checked.
         fetch: the checked path of an object, for tensors that the task has in common with others.
-        model: of the base's kind with the task's number of classes, to be written to; otherwise one is built.
+        blank: of the base's kind with the task's number of classes, to be loaded; otherwise one is built.
 
     Raises:
         IntegrityError: if the artifact is damaged, belongs to another base, or does not fit the model.
         PluginError: if it needs a method or encoding that is not installed.
     """
     header, changed = read_artifact(artifact, base.tensors, base.record.digest, base.plugins)
-    if model is None:
-        with without_drawing():
-            model = base.build(len(header.classes))
-    needed = set(base.partition(model).head)
+    blank = blank or base.blank(len(header.classes))
+    model, needed = blank.model, set(blank.partition.head)
     if header.extension:
         plain = set(model.state_dict())
         base.plugins.method(header.method).extend(model, header.extension)

@@ -100,6 +100,14 @@ def _build(plugins: PluginManager, model: str, arguments: Mapping[str, Any], sou
 
 
 @dataclass(frozen=True)
+class Blank:
+    """A model whose values are all still to be loaded, and how its base's plugin takes it apart."""
+
+    model: nn.Module
+    partition: Partition
+
+
+@dataclass(frozen=True)
 class LoadedBase:
     """A base with its tensors, on the CPU, read from the store and checked. Nobody writes to them."""
 
@@ -114,6 +122,12 @@ class LoadedBase:
     def build(self, classes: int) -> nn.Module:
         """A model of the base's kind with so many classes, initialised by torch's global random state."""
         return create(self.plugins, self.record.model, {**self.record.arguments, "num_classes": classes})
+
+    def blank(self, classes: int) -> Blank:
+        """A model of the base's kind with so many classes, to be loaded."""
+        with without_drawing():
+            model = self.build(classes)
+        return Blank(model, self.partition(model))
 
     def fresh_model(self, classes: int, seed: int) -> nn.Module:
         """A model with the base's weights and a new head, initialised under ``seed``."""
@@ -144,8 +158,8 @@ def load(context: Context, base: Base) -> LoadedBase:
     return _load(context, base, on_no_memory)[0]
 
 
-def load_and_build(context: Context, base: Base, classes: int) -> tuple[LoadedBase, nn.Module]:
-    """Read a base's tensors, and build a model with so many classes, whose values are all still to be loaded.
+def load_and_build(context: Context, base: Base, classes: int) -> tuple[LoadedBase, Blank]:
+    """Read a base's tensors, and build a model with so many classes to load them into.
 
     Takes no longer than ``load`` alone: models that layouts are checked on have to be built anyway. Raises as it does.
     """
@@ -157,14 +171,14 @@ def load_and_build(context: Context, base: Base, classes: int) -> tuple[LoadedBa
     return _load(context, base, without_values)
 
 
-def _load(context: Context, base: Base, build: Callable[[], nn.Module]) -> tuple[LoadedBase, nn.Module]:
+def _load(context: Context, base: Base, build: Callable[[], nn.Module]) -> tuple[LoadedBase, Blank]:
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(context.store.get, base.object)  # as long as the layout takes, on another core
         _require_plugin(context.plugins, base)
         model = build()
-        _check_layout(context.plugins, base, model)
+        blank = Blank(model, _as_laid_out(context.plugins, base, model))
         tensors = load_file(checked.result())
-    return LoadedBase(base, tensors, context.plugins), model
+    return LoadedBase(base, tensors, context.plugins), blank
 
 
 def _require_plugin(plugins: PluginManager, base: Base) -> None:
@@ -176,8 +190,8 @@ def _require_plugin(plugins: PluginManager, base: Base) -> None:
         )
 
 
-def _check_layout(plugins: PluginManager, base: Base, model: nn.Module) -> None:
-    """Hold the base's layers against what its plugin says now of a model with any number of classes."""
+def _as_laid_out(plugins: PluginManager, base: Base, model: nn.Module) -> Partition:
+    """What the base's plugin says now of a model with any number of classes, held against the base's layers."""
     architecture = plugins.architecture(base.plugin)
     partition = plugins.partition(architecture, model)
     now_laid_out = layer_infos(partition, model.state_dict())
@@ -187,6 +201,7 @@ def _check_layout(plugins: PluginManager, base: Base, model: nn.Module) -> None:
             f"otherwise than {base.plugin_version or 'the version'} did when the base was added. Install the version "
             "of it (and of timm) that was used then."
         )
+    return partition
 
 
 def _identity(layer: LayerInfo) -> tuple[str, str, int]:
