@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -19,12 +20,13 @@ from taps_registry import Registry
 from taps_registry.plugins.architectures import Layer, Partition
 from taps_registry.plugins.architectures.resnet import ResNet
 from taps_registry.plugins.encodings.factors import FORMS, PackedLowRank
-from taps_registry.plugins.methods import Adaptation, MethodSettings, Size, Stored
+from taps_registry.plugins.methods import Adaptation, MethodSettings, Size, Stored, live_tensors
+from taps_registry.plugins.methods.directions import Cut, choose, highest_rank
 from taps_registry.plugins.methods.gating import Scores
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
-from taps_registry.plugins.methods.taps_rank import TapsRank, highest_rank
+from taps_registry.plugins.methods.taps_rank import TapsRank
 from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
@@ -358,6 +360,23 @@ def test_the_penalty_is_what_autograd_says_for_every_weighting(penalty: str, pow
 
 
 # Directions
+
+
+@pytest.mark.parametrize(("values", "ranks"), [(250, (2, 0)), (600, (2, 3)), (1600, (13, 4)), (5000, (19, 24))])
+def test_a_weight_has_an_eighth_in_factors_before_another_has_less(values: int, ranks: tuple[int, int]) -> None:
+    """However much more its directions are worth."""
+    model = nn.Sequential(nn.Linear(40, 40, bias=False), nn.Linear(80, 60, bias=False))
+    lives = list(live_tensors(model, ["0.weight", "1.weight"]).values())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for live in lives:
+            live.value.add_(torch.randn(live.base.shape))
+
+    def fits(taken: Counter[int]) -> bool:
+        return taken[0] * 80 + taken[1] * 140 <= values
+
+    chosen = choose(lives, [1e6, 1.0], [Cut.of(live) for live in lives], fits)
+    assert (chosen[0], chosen[1]) == ranks
 
 
 def test_directions_that_cost_most_to_leave_out_are_kept() -> None:

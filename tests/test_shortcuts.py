@@ -58,9 +58,12 @@ def wanted(model: nn.Module, name: str, base: Tensor, pair: tuple[Tensor, Tensor
     return torch.autograd.grad(torch.func.functional_call(model, {name: weight}, (x,)), (up, down))
 
 
-@pytest.mark.parametrize("case", LAYERS)
-def test_both_ways_lead_to_the_same_gradients(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "onednn"), [*((case, True) for case in LAYERS), *((case, False) for case in LAYERS if "linear" in case)]
+)
+def test_both_ways_lead_to_the_same_gradients(case: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     make, shape = LAYERS[case]
+    monkeypatch.setattr(torch._C, "_has_mkldnn", onednn)
     torch.manual_seed(0)
     model, x = Around(make()), torch.randn(shape)
     way, pair, base = with_factors(model, "layer.weight", 2)

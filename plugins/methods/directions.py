@@ -15,6 +15,8 @@ from . import Live, Size
 from .reparametrised import Product
 from .shortcuts import Pair
 
+AMPLE = 1 / 8  # of a weight's values, in factors
+
 
 class Directions(Product):
     """A weight with a delta of low rank.
@@ -81,6 +83,9 @@ def choose(
 ) -> Counter[int]:
     """How many directions each weight keeps: of all, those worth most for what they take, as many as fit.
 
+    A weight gets more than an eighth of its values in factors only when all others have as much: after a few steps
+    deltas are noise for the most part, and small layers, whose directions take little, would get all of them.
+
     Args:
         candidates: the weights.
         curvature: mean squared gradient of each.
@@ -88,9 +93,13 @@ def choose(
         fits: whether so many directions of the weights, by index, may be stored.
     """
     order = sorted(
-        (-matters * size**2 / sum(live.base.reshape(len(live.base), -1).shape), index)
+        (
+            rank > max(1, AMPLE * highest_rank(live)),
+            -matters * size**2 / sum(live.base.reshape(len(live.base), -1).shape),
+            index,
+        )
         for index, (live, matters, cut) in enumerate(zip(candidates, curvature, cuts, strict=True))
-        for size in cut.sizes[: highest_rank(live)].tolist()
+        for rank, size in enumerate(cut.sizes[: highest_rank(live)].tolist(), 1)
     )
     kept, refused = 0, len(order) + 1
     while refused - kept > 1:
@@ -99,6 +108,6 @@ def choose(
     return _counted(order[:kept])
 
 
-def _counted(order: Iterable[tuple[float, int]]) -> Counter[int]:
+def _counted(order: Iterable[tuple[bool, float, int]]) -> Counter[int]:
     """How many directions of each candidate are among these."""
-    return Counter(index for _, index in order)
+    return Counter(index for *_, index in order)

@@ -3,9 +3,10 @@
 A gate on a whole layer has to pay for all of it. Here every layer trains freely for a first share of the run, then its
 delta is decomposed, ``D = sum_i sigma_i u_i v_i^T``. With ``g^2`` the layer's mean squared gradient, an estimate of the
 curvature of the loss, leaving direction ``i`` out costs about ``g^2 sigma_i^2 / 2``; over all layers, the directions
-that cost most to leave out for the bytes they take are kept, as many as the limits allow. A layer without any is
-closed. What is kept trains on as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a
-beginning that the task has chosen.
+that cost most to leave out for the bytes they take are kept, as many as the limits allow, with no more than an eighth
+of one weight's values in factors before all others have as much. A layer without any is closed. What is kept trains on
+as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a beginning that the task has
+chosen.
 """
 
 from __future__ import annotations
