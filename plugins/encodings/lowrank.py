@@ -49,7 +49,7 @@ class LowRank(Encoding):
         rank = parts[UP].numel() // len(base)
         up = _unpacked(parts, UP, (rank, len(base)))
         down = _unpacked(parts, DOWN, (rank, base.numel() // len(base)))
-        return base + exact_product(up.T, down).reshape(base.shape)
+        return exact_product(up.T, down).reshape(base.shape).add_(base)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return WHOLE.nbytes(shape)

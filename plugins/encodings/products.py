@@ -11,6 +11,7 @@ from torch import Tensor
 from . import Form
 
 MANTISSA = 53  # bits of a float64
+BLOCK = 4 * 2**20  # bytes of products in float64 at a time
 
 
 def exact_product(left: Tensor, right: Tensor) -> Tensor:
@@ -29,7 +30,13 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
         ``(m, n)`` float32.
     """
     bits = (MANTISSA - left.shape[1].bit_length()) // 2
-    return (_rounded(left, 1, bits) @ _rounded(right, 0, bits)).float()
+    left, right = _rounded(left, 1, bits), _rounded(right, 0, bits)
+    made = torch.empty(len(left), right.shape[1])
+    rows = max(1, BLOCK // max(1, right[:1].nbytes))
+    room = left.new_empty(min(rows, len(left)), right.shape[1])
+    for some, into in zip(left.split(rows), made.split(rows), strict=True):
+        into.copy_(torch.mm(some, right, out=room[: len(some)]))
+    return made
 
 
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:
@@ -61,4 +68,4 @@ class ThinProduct(Form):
         """The factors that ``parts`` stored, rounded or not. Raises ValueError as ``decode`` does."""
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        return base + exact_product(*self.factors(parts, base)).reshape(base.shape)
+        return exact_product(*self.factors(parts, base)).reshape(base.shape).add_(base)
