@@ -18,7 +18,7 @@ def epoch_line(result: EpochResult) -> str:
     return (
         f"epoch {result.epoch}/{result.epochs}  loss {result.loss:.3f}  accuracy {percent(result.accuracy)}  "
         f"validation {percent(result.val_accuracy)}  open {result.open_layers}/{result.layers}  "
-        f"{percent(result.share_of_base)} of the base  {size(result.bytes)}{'  *' if result.best else ''}"
+        f"{percent(result.share_of_base)} of the parameters  {size(result.bytes)}{'  *' if result.best else ''}"
     )
 
 
