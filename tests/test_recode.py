@@ -27,13 +27,14 @@ from taps_registry.registry.training.choosing import recoded
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry and its images, which nobody changes: ``full``, ``lora`` and ``rounded`` on one base."""
+    """A registry and its images, which nobody changes: ``full``, ``lora`` and both rounded, on one base."""
     folder = tmp_path_factory.mktemp("trained")
     with registry_with_base(folder, "test_resnet", 32, {}) as registry:
         for name, settings in {
             "full": {"method": "full"},
             "lora": {"method": "lora", "rank": 2},
             "rounded": {"method": "full", "encoding": "int4"},
+            "rounded-lora": {"method": "lora", "rank": 2, "encoding": "int4"},
         }.items():
             add(registry, folder, name, **settings)
     return folder
@@ -95,12 +96,17 @@ def test_a_task_in_another_encoding_is_a_new_version_as_measured(registry: Regis
     assert registry.verify(deep=True) == ()
 
 
-def test_it_is_the_file_that_training_would_have_written_in_that_encoding(registry: Registry) -> None:
-    after = registry.recode("full", "int4")
-    assert after.digest == registry.task("rounded").digest
-    assert after.metrics == registry.task("rounded").metrics
-    assert [(layer.name, layer.bytes, layer.params) for layer in registry.task("full").layers] == [
-        (layer.name, layer.bytes, layer.params) for layer in registry.task("rounded").layers
+@pytest.mark.parametrize(("exact", "rounded"), [("full", "rounded"), ("lora", "rounded-lora")])
+def test_it_is_the_file_that_training_would_have_written_in_that_encoding(
+    registry: Registry, exact: str, rounded: str
+) -> None:
+    before, trained_so = registry.task(exact), registry.task(rounded)
+    after = registry.recode(exact, "int4")
+    assert after.digest == trained_so.digest
+    assert after.bytes < before.bytes
+    assert after.metrics == trained_so.metrics
+    assert [(layer.name, layer.bytes, layer.params) for layer in registry.task(exact).layers] == [
+        (layer.name, layer.bytes, layer.params) for layer in trained_so.layers
     ]
 
 

@@ -126,9 +126,12 @@ def write_artifact(
     originals: Mapping[str, Tensor],
     roles: Mapping[str, str],
     encoding: Encoding,
+    plugins: PluginManager,
     **header: Any,
 ) -> Header:
     """Encode what a task changed into a file.
+
+    What its method has forms of its own for is stored in those, but thin factors in a smaller one if the encoding has it.
 
     Args:
         path: of the file, written whole or not at all.
@@ -136,13 +139,15 @@ def write_artifact(
         originals: the base's tensors by name.
         roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; what a method added has none.
         encoding: of weights and norms.
+        plugins: where the forms are.
         header: the remaining fields of ``Header``.
     """
     draft = _Draft(originals, roles)
     for name, value in sorted(delta.tensors.items()):
         draft.encode(name, value, encoding)
     for name, factors in sorted(delta.factors.items()):
-        draft.put(name, factors.form, factors.parts, draft.based[name])
+        original, form = draft.based[name], plugins.form(factors.form)
+        draft.put(name, *_smaller(form, factors.parts, original, encoding, plugins), original)
     gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
     made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, **header)
     write_packed(path, draft.tensors, made.to_json())

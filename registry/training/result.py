@@ -70,6 +70,7 @@ def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
         base.tensors,
         roles(job.partition),
         job.encoding,
+        base.plugins,
         base=base.record.digest,
         method=job.method.name,
         classes=job.data.classes,
