@@ -34,8 +34,9 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
     made = torch.empty(len(left), right.shape[1])
     rows = max(1, BLOCK // max(1, right[:1].nbytes))
     room = left.new_empty(min(rows, len(left)), right.shape[1])
-    for some, into in zip(left.split(rows), made.split(rows), strict=True):
-        into.copy_(torch.mm(some, right, out=room[: len(some)]))
+    for start in range(0, len(left), rows):
+        some = left[start : start + rows]
+        made[start : start + rows] = torch.mm(some, right, out=room[: len(some)])
     return made
 
 

@@ -131,7 +131,7 @@ def write_artifact(
 ) -> Header:
     """Encode what a task changed into a file.
 
-    What its method has forms of its own for is stored in those, but thin factors in a smaller one if the encoding has it.
+    What its method has a form of its own for is stored in that, thin factors in a smaller one if the encoding has it.
 
     Args:
         path: of the file, written whole or not at all.
