@@ -28,7 +28,7 @@ from torch.nn import functional
 from taps_registry import Registry
 from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.vit import VisionTransformer
-from taps_registry.plugins.encodings import Form
+from taps_registry.plugins.encodings import Form, products
 from taps_registry.plugins.encodings.packing import pack
 from taps_registry.plugins.encodings.products import exact_product
 from taps_registry.plugins.manager import PluginManager
@@ -759,6 +759,14 @@ def test_matrix_products_are_the_same_bits_in_any_order(
     assert same_bits(found, exact_product(left[:, order], right[order]))
     bound = left.abs().amax(1, keepdim=True) * right.abs().amax(0) if rank else torch.zeros(rows, columns)
     assert ((found.double() - left.double() @ right.double()).abs() <= 2.0**-20 * max(rank, 1) * bound).all()
+
+
+@pytest.mark.parametrize("block", [1, 8 * 70, 8 * 70 * 3])
+def test_matrix_products_are_the_same_bits_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = torch.randn(20, 5), torch.randn(5, 70)
+    whole = exact_product(left, right)
+    monkeypatch.setattr(products, "BLOCK", block)
+    assert same_bits(exact_product(left, right), whole)
 
 
 LARGE = (300, 64, 3, 3)  # 172,800 values: torch shares the work out, and positions span three runs
