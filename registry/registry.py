@@ -419,8 +419,8 @@ class Registry:
             record = tasks.ready(session, task)
             base = bases.get(session, record.base)
         store = self._context.store
-        loaded, blank = load_and_build(self._context, base, len(record.classes))
-        return record, base, compose(loaded, store.get(record.digest), store.get, blank)
+        with load_and_build(self._context, base, len(record.classes)) as (loaded, blank):
+            return record, base, compose(loaded, store.get(record.digest), store.get, blank)
 
     # Upkeep
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,30 +156,37 @@ def load(context: Context, base: Base) -> LoadedBase:
         with on_meta():
             return create(context.plugins, base.model, base.arguments)
 
-    return _load(context, base, on_no_memory)[0]
+    with _being_checked(context, base, on_no_memory) as (loaded, _):
+        return loaded
 
 
-def load_and_build(context: Context, base: Base, classes: int) -> tuple[LoadedBase, Blank]:
+@contextmanager
+def load_and_build(context: Context, base: Base, classes: int) -> Iterator[tuple[LoadedBase, Blank]]:
     """Read a base's tensors, and build a model with so many classes to load them into.
 
-    Takes no longer than ``load`` alone: models that layouts are checked on have to be built anyway. Raises as it does.
+    The bytes are checked while that is done and while the block runs: nothing of it is good until it has ended. It ends
+    as ``load`` does if they are damaged, whatever else has come of that.
     """
 
     def without_values() -> nn.Module:
         with without_drawing():
             return create(context.plugins, base.model, {**base.arguments, "num_classes": classes})
 
-    return _load(context, base, without_values)
+    with _being_checked(context, base, without_values) as found:
+        yield found
 
 
-def _load(context: Context, base: Base, build: Callable[[], nn.Module]) -> tuple[LoadedBase, Blank]:
+@contextmanager
+def _being_checked(context: Context, base: Base, build: Callable[[], nn.Module]) -> Iterator[tuple[LoadedBase, Blank]]:
     with ThreadPoolExecutor(1) as beside:
-        checked = beside.submit(context.store.get, base.object)  # as long as the layout takes, on another core
+        checked = beside.submit(context.store.get, base.object)
         _require_plugin(context.plugins, base)
         model = build()
         blank = Blank(model, _as_laid_out(context.plugins, base, model))
-        tensors = load_file(checked.result())
-    return LoadedBase(base, tensors, context.plugins), blank
+        try:
+            yield LoadedBase(base, load_file(context.store.path(base.object)), context.plugins), blank
+        finally:
+            checked.result()
 
 
 def _require_plugin(plugins: PluginManager, base: Base) -> None:
