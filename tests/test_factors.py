@@ -769,6 +769,13 @@ def test_matrix_products_are_the_same_bits_in_blocks(block: int, monkeypatch: py
     assert same_bits(exact_product(left, right), whole)
 
 
+def test_what_a_product_changes_keeps_the_dtype_of_the_base() -> None:
+    base, up, down = torch.randn(6, 4, 3, 3).double(), torch.randn(6, 2), torch.randn(2, 36)
+    found = LowRank().decode({"up": up, "down": down}, base)
+    assert same_bits(found, base + exact_product(up, down).reshape(base.shape))
+    assert found.dtype == torch.float64
+
+
 LARGE = (300, 64, 3, 3)  # 172,800 values: torch shares the work out, and positions span three runs
 
 

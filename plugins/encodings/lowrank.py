@@ -15,7 +15,7 @@ from torch import Tensor
 from ..spec import Registrar, hookimpl
 from . import Encoding, expect
 from .integers import Int8
-from .products import exact_product
+from .products import with_product
 from .vectors import BFloat16Values
 
 ERROR = 0.2  # of the delta's Frobenius norm, as much as int3 leaves of normally distributed deltas
@@ -49,7 +49,7 @@ class LowRank(Encoding):
         rank = parts[UP].numel() // len(base)
         up = _unpacked(parts, UP, (rank, len(base)))
         down = _unpacked(parts, DOWN, (rank, base.numel() // len(base)))
-        return exact_product(up.T, down).reshape(base.shape).add_(base)
+        return with_product(base, up.T, down)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return WHOLE.nbytes(shape)

@@ -40,6 +40,17 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
     return made
 
 
+def with_product(base: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """``base + up @ down``, the base seen as a matrix of ``C_out`` rows; shape and dtype are the base's.
+
+    Args:
+        base: ``(C_out, ...)``.
+        up: ``(C_out, r)``, as for ``exact_product``.
+        down: ``(r, d)``, likewise.
+    """
+    return exact_product(up, down).reshape(base.shape).to(base.dtype).add_(base)
+
+
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:
     """In float64, multiples of the power of two that is ``bits`` bits below the largest value along a dimension."""
     if not values.numel():
@@ -69,4 +80,4 @@ class ThinProduct(Form):
         """The factors that ``parts`` stored, rounded or not. Raises ValueError as ``decode`` does."""
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        return exact_product(*self.factors(parts, base)).reshape(base.shape).add_(base)
+        return with_product(base, *self.factors(parts, base))

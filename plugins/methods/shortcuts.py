@@ -78,7 +78,7 @@ class Shortcut:
         if isinstance(self.module, nn.Linear):
             inputs = given.reshape(-1, given.shape[-1])
             outputs = gradient.reshape(-1, gradient.shape[-1])[:, self.rows]
-            if not (inputs.is_cpu and torch._C._has_mkldnn):
+            if not (inputs.is_cpu and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
                 return outputs.T @ (inputs @ down.T), (outputs @ up).T @ inputs
             given, gradient = _as_picture(inputs), _as_picture(outputs)  # oneDNN's convolutions are faster than MKL
             kernel, place = down[:, :, None, None], PLAIN

@@ -110,7 +110,7 @@ class Blank:
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base with its tensors, on the CPU, read from the store and checked. Nobody writes to them."""
+    """A base with its tensors, on the CPU, as they are in the store. Nobody writes to them."""
 
     record: Base
     tensors: Mapping[str, Tensor]
