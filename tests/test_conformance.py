@@ -42,6 +42,7 @@ from taps_registry.plugins.architectures.resnetv2 import ResNetV2
 from taps_registry.plugins.architectures.vit import VisionTransformer
 from taps_registry.plugins.encodings import COMPRESSED, Codec
 from taps_registry.plugins.encodings.bf16 import BFloat16
+from taps_registry.plugins.encodings.factors import PACKED
 from taps_registry.plugins.encodings.fp16 import Float16
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
@@ -56,7 +57,7 @@ from taps_registry.plugins.methods.diff_pruning import DiffPruning
 from taps_registry.plugins.methods.full import Full
 from taps_registry.plugins.methods.hard_sharing import HardSharing
 from taps_registry.plugins.methods.head_only import HeadOnly
-from taps_registry.plugins.methods.lora import Lora, LowRankUnit
+from taps_registry.plugins.methods.lora import Lora, LoraDelta
 from taps_registry.plugins.methods.norm_only import NormOnly
 from taps_registry.plugins.methods.parallel_adapter import ParallelAdapter
 from taps_registry.plugins.methods.piggyback import Piggyback
@@ -183,26 +184,43 @@ class TestTapsRank(OnTransformer, MethodTests):
 class PackedFactors(MethodTests):
     """Factors in few bits: what is stored is not what the model trained with, but near it."""
 
+    def options(self, name: str) -> dict[str, Any]:
+        options = super().options(name)
+        return {"encoding": options.pop("factors").integers.name, **options}
+
+
+class PackedDirections(PackedFactors):
     method = TapsRank()
     budget = "20%"
 
-    def options(self, name: str) -> dict[str, Any]:
-        return {"method": self.method.name, "budget": self.budget, "encoding": self.settings["factors"][-4:]}
 
-
-class TestTapsRankInt8(PackedFactors):
-    settings: ClassVar[dict[str, Any]] = {"factors": "low-rank-int8"}
+class TestTapsRankInt8(PackedDirections):
+    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int8"]}
     rounding = 0.003
 
 
-class TestTapsRankInt4(PackedFactors):
-    settings: ClassVar[dict[str, Any]] = {"factors": "low-rank-int4"}
+class TestTapsRankInt4(PackedDirections):
+    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int4"]}
     rounding = 0.05
 
 
-class TestTapsRankInt3(PackedFactors):
-    settings: ClassVar[dict[str, Any]] = {"factors": "low-rank-int3"}
+class TestTapsRankInt3(PackedDirections):
+    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int3"]}
     rounding = 0.1
+
+
+class TestLoraInt4(PackedFactors):
+    method = Lora()
+    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int4"], "rank": 2}
+    refused = GATED_NORMS
+    rounding = 0.05
+
+
+class TestTapsLoraInt4(PackedFactors):
+    method = TapsLora()
+    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int4"], "rank": 2}
+    refused = GATED_NORMS
+    rounding = 0.05
 
 
 class TestHeadOnly(MethodTests):
@@ -714,7 +732,7 @@ class NeverSettles(Mistaken):
 class Unscaled(Lora):
     """Stores factors that its form makes another weight of."""
 
-    class unit(LowRankUnit):  # noqa: N801
+    class unit(LoraDelta):  # noqa: N801
         def parts(self) -> dict[str, Tensor]:
             return dict(self.factors)
 

@@ -29,12 +29,13 @@ from taps_registry import Registry
 from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.vit import VisionTransformer
 from taps_registry.plugins.encodings import Form, products
+from taps_registry.plugins.encodings.factors import PlainLowRank
 from taps_registry.plugins.encodings.packing import pack
 from taps_registry.plugins.encodings.products import exact_product
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Method, MethodSettings
 from taps_registry.plugins.methods.diff_pruning import DiffPruning, DiffPruningAdaptation, Sparse, sparse_parts
-from taps_registry.plugins.methods.lora import Lora, LowRank
+from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.parallel_adapter import Centre, ParallelAdapter
 from taps_registry.plugins.methods.piggyback import Masked, Piggyback
 from taps_registry.plugins.methods.rcm import Modulated, Rcm
@@ -600,7 +601,7 @@ def conv_inputs(name: str) -> Tensor:
 
 BOUNDS: dict[str, tuple[Form, Callable[..., Tensor], Callable[[Tensor, Factors], Tensor]]] = {
     "low-rank": (
-        LowRank(),
+        PlainLowRank(),
         lora_unfolded,
         lambda base, parts: base.abs() + (parts["up"].abs() @ parts["down"].abs()).reshape(base.shape),
     ),
@@ -731,7 +732,7 @@ def whole(lines: list[list[float]], bits: int) -> list[list[Fraction]]:
 def test_matrix_products_are_rounded_as_the_format_says() -> None:
     base, up, down = torch.randn(40, 6, 3, 3), torch.randn(40, 7), torch.randn(7, 54)
     down[:, 3], up[5] = 0, up[5] * 1e-20
-    found = LowRank().decode({"up": up, "down": down}, base)
+    found = PlainLowRank().decode({"up": up, "down": down}, base)
     assert numpy.array_equal(found.numpy(), base.numpy() + by_the_format(up, down).reshape(40, 6, 3, 3))
     mixer = torch.randn(2, 20, 20)
     halves = [by_the_format(block, bank) for block, bank in zip(mixer, base.reshape(2, 20, -1), strict=True)]
@@ -771,7 +772,7 @@ def test_matrix_products_are_the_same_bits_in_blocks(block: int, monkeypatch: py
 
 def test_what_a_product_changes_keeps_the_dtype_of_the_base() -> None:
     base, up, down = torch.randn(6, 4, 3, 3).double(), torch.randn(6, 2), torch.randn(2, 36)
-    found = LowRank().decode({"up": up, "down": down}, base)
+    found = PlainLowRank().decode({"up": up, "down": down}, base)
     assert same_bits(found, base + exact_product(up, down).reshape(base.shape))
     assert found.dtype == torch.float64
 
@@ -789,7 +790,7 @@ def large_parts(form: str) -> Factors:
 
 
 FORMS: dict[str, Form] = {
-    "low-rank": LowRank(),
+    "low-rank": PlainLowRank(),
     "modulated": Modulated(),
     "centre": Centre(),
     "masked": Masked(),

@@ -19,11 +19,12 @@ from torch.nn import functional
 from taps_registry import Registry
 from taps_registry.plugins.architectures import Layer, Partition
 from taps_registry.plugins.architectures.resnet import ResNet
-from taps_registry.plugins.encodings.factors import FORMS, PackedLowRank
+from taps_registry.plugins.encodings.factors import PACKED, PackedLowRank
 from taps_registry.plugins.methods import Adaptation, MethodSettings, Size, Stored, live_tensors
-from taps_registry.plugins.methods.directions import Cut, choose, highest_rank
+from taps_registry.plugins.methods.directions import Cut, choose
 from taps_registry.plugins.methods.gating import Scores
 from taps_registry.plugins.methods.limits import Limit
+from taps_registry.plugins.methods.low_rank import highest_rank
 from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_rank import TapsRank
@@ -381,7 +382,7 @@ def test_a_weight_has_an_eighth_in_factors_before_another_has_less(values: int, 
 
 def test_directions_that_cost_most_to_leave_out_are_kept() -> None:
     """Two layers of equal shape: one has two large directions, of the other the gradients are larger."""
-    model, partition, adaptation = fitted(TapsRank(), factors="low-rank-int8")
+    model, partition, adaptation = fitted(TapsRank(), factors=PACKED["low-rank-int8"])
     weights = [layer.tensors[0] for layer in partition.layers if model.get_parameter(layer.tensors[0]).ndim == 4]
     first, second = (next(name for name in weights if name.startswith(stage)) for stage in ("layer2", "layer3"))
     shapes = [model.get_parameter(name).shape for name in (first, second)]
@@ -394,7 +395,7 @@ def test_directions_that_cost_most_to_leave_out_are_kept() -> None:
     for index, live in enumerate(adaptation.candidates):  # type: ignore[attr-defined]
         adaptation.curvature[index] = {first: 1.0, second: 4.0}.get(live.name, 0.0)  # type: ignore[attr-defined]
     price = {
-        name: FORMS["low-rank-int8"].nbytes(1, shape[0], prod(shape[1:]))
+        name: PACKED["low-rank-int8"].nbytes(1, shape[0], prod(shape[1:]))
         for name, shape in zip((first, second), shapes, strict=True)
     }
     object.__setattr__(adaptation.settings, "limits", (Limit(2 * price[first] + price[second] + 10, {}),))
@@ -427,7 +428,7 @@ def test_what_is_kept_is_the_best_approximation_and_the_rest_is_the_base() -> No
 
 def test_factors_train_after_the_choice_and_closed_layers_stay() -> None:
     limit = Limit(3000, {})
-    model, partition, adaptation = fitted(TapsRank(), (limit,), factors="low-rank-int4")
+    model, partition, adaptation = fitted(TapsRank(), (limit,), factors=PACKED["low-rank-int4"])
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimiser = torch.optim.AdamW(adaptation.parameter_groups(), lr=1e-3)
     steps(model, adaptation, 12, optimiser)
@@ -446,7 +447,7 @@ def test_factors_train_after_the_choice_and_closed_layers_stay() -> None:
 # Packed factors
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", PACKED.values(), ids=PACKED)
 @pytest.mark.parametrize("shape", [(8, 3, 3, 3), (5, 7), (1, 16), (16, 1, 1, 1)])
 def test_packed_factors_come_back_within_their_step_and_in_the_bytes_announced(
     form: PackedLowRank, shape: tuple[int, ...]
@@ -487,7 +488,7 @@ def factors_of(form: PackedLowRank, parts: dict[str, Tensor], name: str, length:
     ],
 )
 def test_damaged_factors_are_refused(name: str, part: Tensor | None) -> None:
-    form, base = FORMS["low-rank-int4"], torch.zeros(8, 3, 3, 3)
+    form, base = PACKED["low-rank-int4"], torch.zeros(8, 3, 3, 3)
     parts = form.parts(torch.ones(8, 3), torch.ones(3, 27))
     parts.pop(name)
     if part is not None:

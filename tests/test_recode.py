@@ -16,6 +16,7 @@ from torch import Tensor
 from taps_registry import Registry
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
+from taps_registry.plugins.encodings.integers import Int4
 from taps_registry.plugins.testing.home import QUICK, Listener, add, images_in, registry_with_base
 from taps_registry.registry.errors import BudgetError, BusyError, DataError, NotFoundError, PluginError, SettingsError
 from taps_registry.registry.models.bases import load
@@ -160,6 +161,15 @@ def test_factors_stay_as_they_are_in_an_encoding_that_has_nothing_smaller(regist
     for name, entry in before.items():
         wanted = "bf16-values" if entry["part"] == "norms" and entry["dtype"] == "float32" else entry["encoding"]
         assert after[name] == {**entry, "encoding": wanted}, name
+
+
+def test_an_encoding_that_names_no_form_of_factors_is_refused_before_training(
+    registry: Registry, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Int4, "factors", "int8")
+    with pytest.raises(PluginError, match=r"^int4 puts factors into 'int8', which is no ThinProduct\.$"):
+        add(registry, trained, "task", method="lora", encoding="int4")
+    assert "task" not in {task.name for task in registry.tasks()}
 
 
 @pytest.mark.parametrize("settings", [{"method": "taps", "norms": "frozen"}, {"method": "vmt-adapter", "rank": 4}])

@@ -89,11 +89,11 @@ class Encoding(Codec):
 
     Attributes:
         vectors: what norms, and weights of fewer dimensions, are put into; None to store them as they are.
-        factors: name of the form that low-rank factors of a method's own are stored in; empty for 32 bits.
+        factors: name of the ``ThinProduct`` that low-rank factors of a method's own are put into.
     """
 
     vectors: Codec | None = None
-    factors: str = ""
+    factors: str = "low-rank"
 
 
 def expect(parts: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: object) -> Tensor:

@@ -1,6 +1,7 @@
-"""low-rank-int8, -int4, -int3: the product of two thin matrices in few bits.
+"""low-rank, and low-rank-int8, -int4, -int3: the product of two thin matrices, in 32 or in few bits.
 
-Both factors are stored with a row and a scale for each rank: ``up`` as ``(r, C_out)``, ``down`` as ``(r, d)``.
+In few bits, both factors are stored with a row and a scale for each rank: ``up`` as ``(r, C_out)``, ``down`` as
+``(r, d)``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,31 @@ import torch
 from torch import Tensor
 
 from ..spec import Registrar, hookimpl
+from . import expect
 from .integers import Int3, Int4, Int8, Integers
 from .products import ThinProduct
 
 UP, DOWN, SCALE = "up", "down", "-scale"
+
+
+class PlainLowRank(ThinProduct):
+    """``base + up @ down``, the base seen as a matrix of ``C_out`` rows."""
+
+    name = "low-rank"
+    summary = "the base's weight plus the product of two thin matrices"
+    exact = True
+
+    def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+        return {UP: up, DOWN: down}
+
+    def nbytes(self, rank: int, rows: int, columns: int) -> int:
+        return 4 * rank * (rows + columns)
+
+    def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = len(base), prod(base.shape[1:])
+        rank = len(parts[DOWN]) if parts[DOWN].ndim else 0
+        up = expect(parts, UP, (rows, rank), torch.float32)
+        return up, expect(parts, DOWN, (rank, columns), torch.float32)
 
 
 class PackedLowRank(ThinProduct):
@@ -34,7 +56,6 @@ class PackedLowRank(ThinProduct):
         return {**self._packed(UP, up.T.contiguous()), **self._packed(DOWN, down)}
 
     def nbytes(self, rank: int, rows: int, columns: int) -> int:
-        """Bytes of the parts for a ``(rows, columns)`` matrix."""
         return sum(self.integers.nbytes((rank, length)) for length in (rows, columns))
 
     def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,10 +77,11 @@ class PackedLowRank(ThinProduct):
         return self.integers.decode({"": parts[name], "scale": scale}, torch.zeros(scale.numel(), length))
 
 
-FORMS = {form.name: form for form in (PackedLowRank(integers) for integers in (Int8(), Int4(), Int3()))}
+PACKED = {form.name: form for form in (PackedLowRank(integers) for integers in (Int8(), Int4(), Int3()))}
 
 
 @hookimpl
 def register_encodings(registrar: Registrar) -> None:
-    for form in FORMS.values():
+    registrar.encoding(PlainLowRank())
+    for form in PACKED.values():
         registrar.encoding(form)

@@ -76,6 +76,10 @@ class ThinProduct(Form):
         """What is stored of factors ``(C_out, r)`` and ``(r, d)``, float32 on the CPU."""
 
     @abstractmethod
+    def nbytes(self, rank: int, rows: int, columns: int) -> int:
+        """Bytes of the parts for a ``(rows, columns)`` matrix."""
+
+    @abstractmethod
     def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
         """The factors that ``parts`` stored, rounded or not. Raises ValueError as ``decode`` does."""
 

@@ -23,6 +23,7 @@ from ..architectures.pieces import Pieces, split, tensor_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..encodings.products import ThinProduct
     from .limits import Limit
 
 __all__ = [
@@ -54,7 +55,7 @@ class MethodSettings:
         sparsity: lambda, the strength of the penalty on scores or masks; where it begins, if there are limits.
         penalty: what a gate weighs in it: ``uniform``, the ``size`` of its layers, or the ``root`` of that.
         limits: what may be stored; all of them hold.
-        factors: form that the encoding in use has low-rank factors stored in; empty for 32 bits.
+        factors: form that the encoding in use has low-rank factors stored in; None for 32 bits.
         threshold: tau; a gate is open while its score is at least this.
         score_lr: learning rate of scores.
         norms: ``task`` (every task has its own), ``gated`` (a gate each) or ``frozen`` (those of the base).
@@ -75,7 +76,7 @@ class MethodSettings:
     sparsity: float = 1.0
     penalty: str = "uniform"
     limits: tuple[Limit, ...] = ()
-    factors: str = ""
+    factors: ThinProduct | None = None
     threshold: float = 0.1
     score_lr: float = 0.01
     norms: str = "task"

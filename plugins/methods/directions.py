@@ -1,59 +1,18 @@
-"""Directions of a delta: its singular vectors, which of them are worth their bytes, and training those."""
+"""Directions of a delta: its singular vectors, and which of them are worth their bytes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
-from ..encodings.factors import FORMS
-from . import Live, Size
-from .reparametrised import Product
-from .shortcuts import Pair
+from . import Live
+from .low_rank import highest_rank
 
 AMPLE = 1 / 8  # of a weight's values, in factors
-
-
-class Directions(Product):
-    """A weight with a delta of low rank.
-
-    Args:
-        live: the weight.
-        up: ``(C_out, r)``.
-        down: ``(r, d)``.
-        stored_as: name of the form of the factors.
-    """
-
-    def __init__(self, live: Live, up: Tensor, down: Tensor, stored_as: str) -> None:
-        self.form = stored_as
-        super().__init__(live, {"up": up, "down": down})
-
-    def pair(self) -> Pair:
-        return self.factors["up"], self.factors["down"]
-
-    def parts(self) -> dict[str, Tensor]:
-        up, down = (self.factors[name].detach().float().cpu() for name in ("up", "down"))
-        return FORMS[self.form].parts(up, down) if self.form in FORMS else {"up": up, "down": down}
-
-    def size(self) -> Size:
-        return size_of(len(self.factors["down"]), self.live, self.form)
-
-
-def size_of(rank: int, live: Live, form: str) -> Size:
-    """What factors of this rank take."""
-    rows, columns = len(live.base), prod(live.base.shape[1:])
-    values = rank * (rows + columns)
-    return Size(values, FORMS[form].nbytes(rank, rows, columns) if form in FORMS else 4 * values)
-
-
-def highest_rank(live: Live) -> int:
-    """The highest rank whose factors have fewer values than the weight."""
-    rows, columns = len(live.base), prod(live.base.shape[1:])
-    return (rows * columns - 1) // (rows + columns)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class TapsLora(Method):
     name = "taps-lora"
     summary = "a low-rank delta of the layers whose gate stayed open, the norms and the head"
     options = frozenset(
-        {"sparsity", "penalty", "limits", "threshold", "score_lr", "norms", "granularity", "rank", "alpha"}
+        {"sparsity", "penalty", "limits", "threshold", "score_lr", "norms", "granularity", "rank", "alpha", "factors"}
     )
 
     def check(self, settings: MethodSettings) -> None:

@@ -31,18 +31,13 @@ from . import (
     live_tensors,
     no_gated_norms,
 )
-from .directions import Cut, Directions, choose, highest_rank, size_of
-from .lora import LowRank
+from .directions import Cut, choose
+from .low_rank import LowRankDelta, form_of, highest_rank, size_of
 from .reparametrised import Reparametrised, matrices
 
 FIXED_AT = 0.1  # share of the run
 MEMORY = 0.95  # of the mean squared gradients over steps
 PACE = 3.0  # learning rate of factors against that of weights
-
-
-def form_of(settings: MethodSettings) -> str:
-    """Name of the form that factors are stored in."""
-    return settings.factors or LowRank.name
 
 
 class RankAdaptation(Reparametrised):
@@ -106,7 +101,7 @@ class RankAdaptation(Reparametrised):
         """From now on these train, with what is beside them; all other layers are the base's again."""
         self.fixed = True
         self.units = tuple(
-            Directions(live, *factors[live.name], self.form) for live in self.candidates if live.name in factors
+            LowRankDelta(live, *factors[live.name], self.form) for live in self.candidates if live.name in factors
         )
         self.always = self.own.union(self._beside(factors))
         kept = self.always.union(unit.live.name for unit in self.units)

@@ -22,7 +22,7 @@ from ...plugins.encodings import Codec, Encoding, Form
 from ...plugins.encodings.products import ThinProduct
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
-from ..errors import IntegrityError
+from ..errors import IntegrityError, PluginError
 from .packed import INDEX, SMALL, PackedFile, open_packed, text_bytes, write_packed
 
 FORMAT = 3
@@ -193,12 +193,20 @@ def recode_artifact(
     return made
 
 
+def factors_of(encoding: Encoding, plugins: PluginManager) -> ThinProduct:
+    """The form that low-rank factors are put into. Raises PluginError if that is not here, or is something else."""
+    form = plugins.form(encoding.factors)
+    if not isinstance(form, ThinProduct):
+        raise PluginError(f"{encoding.name} puts factors into {form.name!r}, which is no ThinProduct.")
+    return form
+
+
 def _smaller(
     form: Form, parts: Mapping[str, Tensor], base: Tensor, encoding: Encoding, plugins: PluginManager
 ) -> tuple[str, Mapping[str, Tensor]]:
     """Name and parts of the form that an encoding has for thin factors, if these are such and take less in it."""
-    wanted = plugins.form(encoding.factors) if encoding.factors else form
-    if wanted.name == form.name or not (isinstance(form, ThinProduct) and isinstance(wanted, ThinProduct)):
+    wanted = factors_of(encoding, plugins)
+    if wanted.name == form.name or not isinstance(form, ThinProduct):
         return form.name, parts
     made = wanted.parts(*form.factors(parts, base))
     taken, before = (sum(part.nbytes for part in some.values()) for some in (made, parts))

@@ -17,6 +17,7 @@ from ..home import check_name
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
+from ..store.artifact import factors_of
 from .budget import limits, settle
 from .data import open_data
 from .device import make_accelerator
@@ -97,7 +98,7 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         folder=Path(),
         common=common,
     )
-    told = replace(job.method_settings, limits=limits(job), factors=job.encoding.factors)
+    told = replace(job.method_settings, limits=limits(job), factors=factors_of(job.encoding, context.plugins))
     return Prepared(base, replace(job, method_settings=told))
 
 
