@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from taps_registry import Registry
+from taps_registry.plugins.encodings.factors import PlainLowRank
 from taps_registry.registry.errors import BudgetError, DataError, Interrupted, TapsError, TrainingError
+from taps_registry.registry.inference.compose import compose
+from taps_registry.registry.models import bases
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
@@ -170,6 +173,27 @@ def test_switching_between_tasks_restores_each_exactly(peopled: Peopled) -> None
     names = peopled.methods[::3]
     first = states(peopled.registry, load(peopled.registry, names))
     assert states(peopled.registry, load(peopled.registry, reversed(names))) == first
+
+
+@pytest.mark.parametrize("decoded", ["anew", "the base", "rows of the base"])
+def test_what_is_done_to_a_loaded_model_reaches_neither_the_base_nor_a_file(
+    registry: Registry, add: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, decoded: str
+) -> None:
+    """Whatever an encoding gives back: a tensor of its own, or what it was given."""
+    task = add("task", method="lora", rank=1)
+    given = {"the base": lambda parts, base: base, "rows of the base": lambda parts, base: base[:]}
+    if decoded in given:
+        monkeypatch.setattr(PlainLowRank, "decode", lambda form, parts, base: given[decoded](parts, base))
+    base = bases.load(registry._context, registry.base("base"))
+    base = replace(base, tensors={name: tensor.clone() for name, tensor in base.tensors.items()})
+    before = {name: tensor.clone() for name, tensor in base.tensors.items()}
+    store = registry._context.store
+    composed = compose(base, store.get(task.digest), store.get)
+    with torch.no_grad():
+        for tensor in (*composed.model.parameters(), *composed.model.buffers()):
+            tensor.fill_(7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.tensors.items())
+    assert registry.verify(deep=True) == ()
 
 
 def test_a_closed_layer_is_the_bases_own_tensor(registry: Registry, add: Callable[..., Any]) -> None:
