@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.methods import MethodSettings, live_tensors
+from taps_registry.plugins.methods import Method, MethodSettings, live_tensors
+from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.reparametrised import Reparametrised
 from taps_registry.plugins.methods.shortcuts import Shortcut, shortcut
+from taps_registry.plugins.methods.taps_lora import TapsLora
+from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(40, 30), (5, 40)),
@@ -40,7 +44,7 @@ class Around(nn.Module):
 
 
 def with_factors(
-    model: nn.Module, name: str, rank: int
+    model: nn.Module, name: str, rank: int, turn: Callable[[], int] | None = None
 ) -> tuple[Shortcut | None, tuple[nn.Parameter, nn.Parameter], Tensor]:
     """The shortcut of a weight with random factors in place, the factors, and the base's weight."""
     chance = torch.Generator().manual_seed(1)
@@ -48,7 +52,7 @@ def with_factors(
     up = nn.Parameter(torch.randn(len(live.base), rank, generator=chance))
     down = nn.Parameter(torch.randn(rank, live.base[0].numel(), generator=chance))
     live.value.add_((up @ down).detach().reshape(live.base.shape))
-    return shortcut(model, live, lambda: (up, down)), (up, down), live.base
+    return shortcut(model, live, lambda: (up, down), turn), (up, down), live.base
 
 
 def wanted(model: nn.Module, name: str, base: Tensor, pair: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, ...]:
@@ -80,6 +84,127 @@ def test_both_ways_lead_to_the_same_gradients(case: str, onednn: bool, monkeypat
         assert way.pull_back()
         for factor, gradient in zip(pair, wanted(model, "layer.weight", base, pair, x), strict=True):
             torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+PICTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(40, 30), (2, 11, 12, 40)),
+    "1x1": (lambda: nn.Conv2d(24, 32, 1), (2, 24, 11, 12)),
+    "1x1, strided": (lambda: nn.Conv2d(24, 32, 1, stride=(3, 2)), (2, 24, 33, 35)),
+    "1x1, padded": (lambda: nn.Conv2d(24, 32, 1, padding=1), (2, 24, 11, 12)),
+    "3x3": (lambda: nn.Conv2d(16, 24, 3, padding=1), (2, 16, 12, 13)),
+    "3x3, without padding": (lambda: nn.Conv2d(16, 24, 3), (2, 16, 14, 15)),
+    "3x3, strided": (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (2, 16, 23, 24)),
+    "3x3, dilated": (lambda: nn.Conv2d(16, 24, 3, dilation=2, padding=2), (2, 16, 12, 12)),
+    "5x3, uneven": (lambda: nn.Conv2d(16, 24, (5, 3), stride=(1, 2), padding=(2, 0)), (2, 16, 12, 25)),
+    "7x7, strided": (lambda: nn.Conv2d(8, 24, 7, stride=2, padding=3), (2, 8, 25, 24)),
+}
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("case", PICTURES)
+def test_four_quarters_of_large_pictures_tell_what_all_positions_do(
+    case: str, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape = PICTURES[case]
+    monkeypatch.setattr(torch._C, "_has_mkldnn", onednn)
+    torch.manual_seed(0)
+    model, x, turns = Around(make()), torch.randn(shape), iter(range(5, 10))
+    way, pair, base = with_factors(model, "layer.weight", 2, lambda: next(turns))
+    assert way is not None
+    model(x).backward()
+    way.judge()
+    assert way.trusted, "it is judged by all positions"
+    quarters = []
+    for turn in range(4):
+        for factor in pair:
+            factor.grad = None
+        if turn:
+            model(x).backward()
+        assert way.pull_back()
+        quarters.append([factor.grad for factor in pair])
+    gradients = wanted(model, "layer.weight", base, pair, x)
+    for found, gradient in zip(zip(*quarters, strict=True), gradients, strict=True):
+        torch.testing.assert_close(sum(found) / 4, gradient, rtol=1e-4, atol=1e-5)
+        assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in found), "one alone is not all"
+
+
+@pytest.mark.parametrize(
+    ("case", "shape"), [("1x1", (2, 24, 11, 11)), ("linear", (2, 300, 40)), ("1x1", (2, 24, 1, 300))]
+)
+def test_of_small_pictures_and_of_sequences_every_position_is_heard(case: str, shape: tuple[int, ...]) -> None:
+    """Tokens are not alike: one may be there for the class."""
+    torch.manual_seed(0)
+    model, x = Around(PICTURES[case][0]()), torch.randn(shape)
+    way, pair, base = with_factors(model, "layer.weight", 2, lambda: 0)
+    assert way is not None
+    model(x).backward()
+    assert way.pull_back()
+    for factor, gradient in zip(pair, wanted(model, "layer.weight", base, pair, x), strict=True):
+        torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "thrifty"), [(Lora(), False), (TapsLora(), False), (TapsRank(), True)])
+def test_only_directions_do_with_a_quarter(method: Method, thrifty: bool) -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    adaptation = method.adapt(model, partition, MethodSettings(rank=1, limits=(Limit(20_000, {}),)))
+    assert isinstance(adaptation, Reparametrised)
+    adaptation.start_step(1.0)
+    ways = adaptation.shortcuts.values()
+    assert ways
+    for step in range(2):
+        assert {way.turn and way.turn() for way in ways} == {step if thrifty else None}
+        backward(model, adaptation)
+
+
+def test_a_resumed_run_hears_the_positions_whose_turn_it_is() -> None:
+    def fresh() -> tuple[nn.Module, RankAdaptation]:
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=3)
+        partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+        return model, RankAdaptation(model, partition, MethodSettings(limits=(Limit(20_000, {}),)))
+
+    model, adaptation = fresh()
+    for live in adaptation.candidates:
+        live.value.add_(0.01 * torch.randn(live.base.shape))
+    adaptation.start_step(1.0)
+    states, found = [adaptation.state_dict()], []
+    for _ in range(2):
+        found.append(backward(model, adaptation))
+        states.append(adaptation.state_dict())
+    for state, gradients in zip(states, found, strict=False):
+        model, resumed = fresh()
+        resumed.load_state_dict(state)
+        assert all(torch.equal(one, other) for one, other in zip(backward(model, resumed), gradients, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def backward(model: nn.Module, adaptation: Reparametrised) -> list[Tensor]:
+    """Gradients of the factors in one step, which is not taken."""
+    factors = [factor for unit in adaptation.units for factor in unit.factors.values()]
+    for factor in factors:
+        factor.grad = None
+    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    functional.cross_entropy(model(pictures), torch.tensor([0, 1])).backward()
+    adaptation.after_backward()
+    return [factor.grad.clone() for factor in factors if factor.grad is not None]
+
+
+def test_what_a_layer_was_given_is_let_go_during_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Around(nn.Linear(40, 30))
+    way, _, _ = with_factors(model, "layer.weight", 2)
+    assert way is not None
+    learn, given = way._learn, []
+
+    def listening(inputs: Tensor, gradient: Tensor) -> None:
+        given.append(weakref.ref(inputs))
+        learn(inputs, gradient)
+
+    monkeypatch.setattr(way, "_learn", listening)
+    loss = model(torch.randn(5, 40))
+    loss.backward()
+    assert [one() for one in given] == [None]
+    assert loss.grad_fn is not None, "the graph is there, and with it the hook"
 
 
 def test_gradients_of_several_calls_add_up() -> None:

@@ -18,7 +18,7 @@ from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Stored, head_and_norms, no_gated_norms
 from .low_rank import LowRankDelta, form_of
 from .reparametrised import Unit, stored, units_of, with_head_and_norms
-from .shortcuts import Pair
+from .thin import Pair
 
 
 class LoraDelta(LowRankDelta):

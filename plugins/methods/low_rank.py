@@ -10,7 +10,7 @@ from ..encodings.factors import PlainLowRank
 from ..encodings.products import ThinProduct
 from . import Live, MethodSettings, Size
 from .reparametrised import Product
-from .shortcuts import Pair
+from .thin import Pair
 
 
 class LowRankDelta(Product):

@@ -19,7 +19,8 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
-from .shortcuts import Pair, Shortcut, shortcut
+from .shortcuts import Shortcut, shortcut
+from .thin import Pair
 
 
 class Unit(ABC):
@@ -97,7 +98,12 @@ class Reparametrised(Adaptation):
         units: the weights that are computed.
         always: names of plain tensors that train and are stored.
         settings: what the method was told.
+
+    Attributes:
+        thrifty: whether of large pictures a quarter of the positions has to do for the gradients of factors.
     """
+
+    thrifty: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -110,6 +116,7 @@ class Reparametrised(Adaptation):
         self.units = tuple(units)
         self.always = frozenset(always)
         super().__init__(model, partition, self.always.union(unit.live.name for unit in units), settings)
+        self.turn = 0  # of steps, where shortcuts take positions by turns
         self.shortcuts = self._shortcuts()
         self.rested = False  # whether weights need no gradient any more since the last step
         self.write()
@@ -117,7 +124,8 @@ class Reparametrised(Adaptation):
     def _shortcuts(self) -> dict[str, Shortcut]:
         """Of the units that have one, by name of the weight; each is on trial."""
         products = [unit for unit in self.units if isinstance(unit, Product)]
-        found = {unit.live.name: shortcut(self.model, unit.live, unit.pair) for unit in products}
+        turn = (lambda: self.turn) if self.thrifty else None
+        found = {unit.live.name: shortcut(self.model, unit.live, unit.pair, turn) for unit in products}
         return {name: way for name, way in found.items() if way is not None}
 
     def write(self) -> None:
@@ -134,6 +142,7 @@ class Reparametrised(Adaptation):
                 unit.pull_back()
         for unit in self.units:
             unit.live.owner.grad = None
+        self.turn += 1
         if on_trial:
             self._rest()
 
@@ -200,10 +209,12 @@ class Reparametrised(Adaptation):
         return Delta(made.tensors, made.layers, self.factors())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"factors": {unit.live.name: {n: p.detach() for n, p in unit.factors.items()} for unit in self.units}}
+        factors = {unit.live.name: {n: p.detach() for n, p in unit.factors.items()} for unit in self.units}
+        return {"factors": factors, "turn": self.turn}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.turn = state["turn"]
         for unit in self.units:
             for name, factor in unit.factors.items():
                 factor.copy_(state["factors"][unit.live.name][name])

@@ -6,7 +6,7 @@ curvature of the loss, leaving direction ``i`` out costs about ``g^2 sigma_i^2 /
 that cost most to leave out for the bytes they take are kept, as many as the limits allow, with no more than an eighth
 of one weight's values in factors before all others have as much. A layer without any is closed. What is kept trains on
 as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a beginning that the task has
-chosen.
+chosen. Of large pictures, a quarter of the positions tells the gradients, another one in each step.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ PACE = 3.0  # learning rate of factors against that of weights
 
 class RankAdaptation(Reparametrised):
     """Trains whole layers, then the chosen directions of their deltas; the norms as told, and the head."""
+
+    thrifty = True
 
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
         own = head_and_norms(partition, settings)
@@ -160,6 +162,7 @@ class RankAdaptation(Reparametrised):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.turn = state["turn"]
         self.curvature.copy_(state["curvature"])
         if state["fixed"]:
             self._train({name: (pair["up"], pair["down"]) for name, pair in state["factors"].items()})
