@@ -426,6 +426,14 @@ def test_what_is_kept_is_the_best_approximation_and_the_rest_is_the_base() -> No
     assert base.keys() == model.state_dict().keys()
 
 
+def test_directions_of_no_size_can_grow() -> None:
+    """Those of a layer that has had no gradient so far: one factor is 0, as at the beginning of LoRA, not both."""
+    live = live_tensors(nn.Linear(6, 5), ["weight"])["weight"]
+    up, down = Cut.of(live).factors(3)
+    assert not up.any()
+    torch.testing.assert_close(down @ down.T, torch.eye(3))
+
+
 def test_factors_train_after_the_choice_and_closed_layers_stay() -> None:
     limit = Limit(3000, {})
     model, partition, adaptation = fitted(TapsRank(), (limit,), factors=PACKED["low-rank-int4"])

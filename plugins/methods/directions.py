@@ -29,9 +29,12 @@ class Cut:
         return cls(*torch.linalg.svd(delta, full_matrices=False))
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """``up (C_out, r)`` and ``down (r, d)``, of the same norms."""
+        """``up (C_out, r)`` and ``down (r, d)``, of the same norms but for directions of no size.
+
+        Of these ``down`` is a unit vector: two factors of zeros would have no gradients and stay so.
+        """
         roots = self.sizes[:rank].sqrt()
-        return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
+        return self.left[:, :rank] * roots, roots.where(roots > 0, 1.0)[:, None] * self.right[:rank]
 
 
 def choose(
