@@ -35,7 +35,7 @@ from .directions import Cut, choose
 from .low_rank import LowRankDelta, form_of, highest_rank, size_of
 from .reparametrised import Reparametrised, matrices
 
-FIXED_AT = 0.05  # share of the run
+FIXED_AT = 0.1  # share of the run
 MEMORY = 0.95  # of the mean squared gradients over steps
 PACE = 3.0  # learning rate of factors against that of weights
 
