@@ -178,7 +178,7 @@ def load_and_build(context: Context, base: Base, classes: int) -> Iterator[tuple
 
 @contextmanager
 def _being_checked(context: Context, base: Base, build: Callable[[], nn.Module]) -> Iterator[tuple[LoadedBase, Blank]]:
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside, _a_processor_less():
         checked = beside.submit(context.store.get, base.object)
         _require_plugin(context.plugins, base)
         model = build()
@@ -187,6 +187,17 @@ def _being_checked(context: Context, base: Base, build: Callable[[], nn.Module])
             yield LoadedBase(base, load_file(context.store.path(base.object)), context.plugins), blank
         finally:
             checked.result()
+
+
+@contextmanager
+def _a_processor_less() -> Iterator[None]:
+    """Leave one to somebody else: threads of torch that share it wait for each other longer than they help."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _require_plugin(plugins: PluginManager, base: Base) -> None:
