@@ -1,8 +1,8 @@
 """What the paper trained on what, and the figures it printed.
 
 The figures are those of Wallingford et al., CVPR 2022, as its readers remember them: hold them against the paper before
-you cite them. Held against public listings of the papers' results, November 2026, were those of TAPS (flowers, cars, CUB
-and the decathlon's mean), of SpotTune (flowers, cars, CUB) and of Piggyback (WikiArt, sketch, cars).
+you cite them. In November 2026 some were held against public listings of the papers' results: those of TAPS (flowers,
+cars, CUB and the decathlon's mean), of SpotTune (flowers, cars, CUB) and of Piggyback (WikiArt, sketch, cars).
 """
 
 from __future__ import annotations
