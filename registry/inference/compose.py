@@ -48,9 +48,7 @@ def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], blan
     if header.common:
         changed.update(load_file(fetch(header.common)))
     _check(model, needed, changed, f"{artifact} does not fit {base.record.model}.")
-    state = assemble(model, changed, base.tensors)
-    _hand_over(model, state, base.tensors)
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(assemble(model, changed, base.tensors), strict=True)
     return Composed(model.eval(), header)
 
 
@@ -71,22 +69,6 @@ def assemble(model: nn.Module, changed: Mapping[str, Tensor], originals: Mapping
     for piece in pieces:
         Pieces(made)[piece].copy_(changed[piece])
     return {name: made[first] for name, first in firsts.items() if first in made}
-
-
-def _hand_over(model: nn.Module, state: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
-    """Let the model have the very tensors that were computed for it, so that ``load_state_dict`` need not copy them.
-
-    What is part of a file's memory, or the base's own, is left to be copied: nobody writes to that, and products round
-    by where in memory their factors lie.
-    """
-    for name, own in model.state_dict(keep_vars=True).items():
-        made, original = state.get(name), originals.get(name)
-        if made is None or made.shape != own.shape or made.dtype != own.dtype or not made.is_contiguous():
-            continue
-        memory = made.untyped_storage()
-        shared = original is not None and original.untyped_storage().data_ptr() == memory.data_ptr()
-        if memory.nbytes() == made.nbytes and not shared:
-            own.data = made
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
