@@ -182,10 +182,12 @@ def test_the_learning_rate_is_chosen_on_validation_images_of_the_search_only() -
         result("full", "greek", 0, 0.9, lr="0.001", val=0.5),
         result("full", "greek", 0, 0.1, lr="0.003", val=0.6),
         result("full", "greek", 1, 0.9, lr="0.001", val=0.99),
-        result("full", "shapes", 0, 0.9, lr="0.001", val=0.99),
+        result("full", "shapes", 0, 0.9, lr="0.001", val=0.7),
+        result("full", "shapes", 0, 0.1, lr="0.003", val=0.65),
+        result("full", "shapes", 0, 0.9, lr="0.01", val=0.99),
     ]
     assert run.chosen(found) == {("full", "resnet"): "0.003"}
-    assert tables.finals(found) == [found[1]]
+    assert tables.finals(found) == [found[1], found[4]]
 
 
 def test_tables_pair_each_run_with_full_fine_tuning() -> None:

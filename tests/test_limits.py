@@ -27,7 +27,7 @@ from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.low_rank import highest_rank
 from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
-from taps_registry.plugins.methods.taps_rank import TapsRank
+from taps_registry.plugins.methods.taps_rank import FAST, SLOW, TapsRank
 from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
@@ -426,6 +426,23 @@ def test_what_is_kept_is_the_best_approximation_and_the_rest_is_the_base() -> No
     assert base.keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("shape", [(5, 40), (40, 5), (12, 12)])
+def test_a_delta_is_taken_apart_as_by_its_singular_values(shape: tuple[int, int]) -> None:
+    live = live_tensors(nn.Linear(shape[1], shape[0]), ["weight"])["weight"]
+    torch.manual_seed(0)
+    delta = 1e-4 * torch.randn(shape)
+    with torch.no_grad():
+        live.value.add_(delta)
+    delta = live.value - live.base
+    cut = Cut.of(live)
+    torch.testing.assert_close(cut.sizes, torch.linalg.svdvals(delta), rtol=1e-3, atol=0)
+    torch.testing.assert_close(cut.left.T @ cut.left, torch.eye(min(shape)), rtol=0, atol=1e-3)
+    torch.testing.assert_close(cut.right @ cut.right.T, torch.eye(min(shape)), rtol=0, atol=1e-3)
+    up, down = cut.factors(min(shape))
+    torch.testing.assert_close(up @ down, delta, rtol=0, atol=1e-9)
+    torch.testing.assert_close(up.norm(dim=0), down.norm(dim=1))
+
+
 def test_directions_of_no_size_can_grow() -> None:
     """Those of a layer that has had no gradient so far: one factor is 0, as at the beginning of LoRA, not both."""
     live = live_tensors(nn.Linear(6, 5), ["weight"])["weight"]
@@ -447,7 +464,7 @@ def test_factors_train_after_the_choice_and_closed_layers_stay() -> None:
             layer.tensors[0] not in chosen
         )
     assert limit.holds(adaptation.stored())
-    assert {group["lr"] for group in optimiser.param_groups} == {1e-3, 3e-3}
+    assert {group["lr"] for group in optimiser.param_groups} == {1e-3, SLOW * 1e-3, FAST * 1e-3}
     sizes = {name: found.size for name, found in adaptation.factors().items()}
     assert sizes == dict(adaptation.stored().factors), "what is announced is what is stored, to the byte"
 

@@ -25,8 +25,25 @@ class Cut:
 
     @classmethod
     def of(cls, live: Live) -> Cut:
+        """Of the shorter side, the eigenvectors of ``D D^T`` or ``D^T D``: a fifth of an SVD's time.
+
+        Directions below about ``3e-4`` of the largest are not told apart from each other; ``D`` is their sum all the
+        same.
+        """
         delta = (live.value - live.base).reshape(len(live.base), -1).float()
-        return cls(*torch.linalg.svd(delta, full_matrices=False))
+        if delta.shape[0] > delta.shape[1]:
+            right, sizes, left = cls._of_wide(delta.T)
+            return cls(left.T, sizes, right.T)
+        return cls(*cls._of_wide(delta))
+
+    @staticmethod
+    def _of_wide(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(m, m)``, ``(m,)`` and ``(m, n)`` of a matrix ``(m, n)`` with ``m <= n``."""
+        left = torch.linalg.eigh(delta @ delta.T).eigenvectors.flip(1)
+        right = left.T @ delta
+        sizes = right.norm(dim=1)
+        unit = torch.eye(*right.shape, dtype=right.dtype, device=right.device)
+        return left, sizes, torch.where(sizes[:, None] > 0, right / sizes[:, None], unit)
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """``up (C_out, r)`` and ``down (r, d)``, of the same norms but for directions of no size.

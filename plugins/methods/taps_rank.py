@@ -1,12 +1,12 @@
 """TAPS by direction: of each layer's delta, the directions that are worth their bytes.
 
-A gate on a whole layer has to pay for all of it. Here every layer trains freely for a first share of the run, then its
-delta is decomposed, ``D = sum_i sigma_i u_i v_i^T``. With ``g^2`` the layer's mean squared gradient, an estimate of the
-curvature of the loss, leaving direction ``i`` out costs about ``g^2 sigma_i^2 / 2``; over all layers, the directions
-that cost most to leave out for the bytes they take are kept, as many as the limits allow, with no more than an eighth
-of one weight's values in factors before all others have as much. A layer without any is closed. What is kept trains on
-as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a beginning that the task has
-chosen. Of large pictures, a quarter of the positions tells the gradients, another one in each step.
+A gate on a whole layer has to pay for all of it. Here every layer trains freely and slowly for a first share of the
+run, then its delta is decomposed, ``D = sum_i sigma_i u_i v_i^T``. With ``g^2`` the layer's mean squared gradient, an
+estimate of the curvature of the loss, leaving direction ``i`` out costs about ``g^2 sigma_i^2 / 2``; over all layers,
+the directions that cost most to leave out for the bytes they take are kept, as many as the limits allow, with no more
+than an eighth of one weight's values in factors before all others have as much. A layer without any is closed. What is
+kept trains on, faster, as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a beginning
+that the task has chosen. Of large pictures, a quarter of the positions tells the gradients, another one in each step.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .directions import Cut, choose
 from .low_rank import LowRankDelta, form_of, highest_rank, size_of
 from .reparametrised import Reparametrised, matrices
 
-FIXED_AT = 0.1  # share of the run
+FIXED_AT = 0.05  # share of the run
 MEMORY = 0.95  # of the mean squared gradients over steps
-PACE = 3.0  # learning rate of factors against that of weights
+SLOW, FAST = 1 / 3, 4.0  # learning rates of whole layers and of factors, against that of the head
 
 
 class RankAdaptation(Reparametrised):
@@ -65,7 +65,7 @@ class RankAdaptation(Reparametrised):
         squares = [torch.zeros(()) if live.grad is None else live.grad.square().mean() for live in self.candidates]
         self.curvature.lerp_(torch.stack([one.to(self.curvature) for one in squares]), 1 - MEMORY)
         for live in self.candidates:
-            live.value.lerp_(live.base, lr * self.settings.weight_decay)
+            live.value.lerp_(live.base, SLOW * lr * self.settings.weight_decay)
 
     def start_step(self, done: float) -> bool:
         if self.fixed:
@@ -122,7 +122,7 @@ class RankAdaptation(Reparametrised):
         if not self._new:
             return []
         self._new = False
-        lr = PACE * self.settings.lr
+        lr = FAST * self.settings.lr
         return [{**group, "lr": lr} for group in self.factor_groups() if group["params"]]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -133,7 +133,8 @@ class RankAdaptation(Reparametrised):
             for group in Adaptation.parameter_groups(self)
         ]
         weights = {id(live.owner): live.owner for live in self.candidates}
-        return [{"params": list(weights.values()), "weight_decay": 0.0}, *groups]
+        slow = {"params": list(weights.values()), "weight_decay": 0.0, "lr": SLOW * self.settings.lr}
+        return [*groups, slow]
 
     def end_epoch(self, epoch: int) -> None:
         if epoch + 1 == self.settings.epochs and not self.fixed:
