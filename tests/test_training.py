@@ -28,6 +28,7 @@ from taps_registry.registry.folders import held
 from taps_registry.registry.records import Task
 from taps_registry.registry.training import checkpoint
 from taps_registry.registry.training.job import Best
+from taps_registry.registry.training.loop import CHECKPOINT
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
@@ -95,6 +96,20 @@ def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
     assert resumed.digest == undisturbed.digest
     assert registry.runs("stopped")[0].state == "finished"
     assert not list((registry.home / "runs").glob("*/*.safetensors"))
+
+
+def test_a_run_that_another_version_began_is_kept_for_that_version(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", **LONGER, progress=StopsAfter(1))
+    path = registry.home / "runs" / registry.runs("task")[0].id / CHECKPOINT
+    state = checkpoint.load(path)
+    del state["layout"]
+    checkpoint.save(path, state)
+    with pytest.raises(TrainingError, match="Resume it with that version"):
+        registry.resume_task("task")
+    assert checkpoint.load(path)["epoch"] == state["epoch"]
+    registry.remove("task")
+    assert add("task", **LONGER).state == "ready"
 
 
 def test_a_killed_process_resumes_to_the_artifact_of_an_undisturbed_one(

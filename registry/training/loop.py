@@ -26,6 +26,7 @@ from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step
 
 CHECKPOINT = "checkpoint.safetensors"
+LAYOUT = 2  # of checkpoints; rises when training could not go on, or not the same, from one of before
 
 
 class Trainer:
@@ -208,6 +209,7 @@ class Trainer:
         """Everything that the next epoch depends on, in one file; then forget bests that are no more."""
         tensors = Pieces(self.raw.state_dict())
         state = {
+            "layout": LAYOUT,
             "epoch": epoch + 1,
             "trained_under": self.settings.trained_under(),
             "model": {name: tensors[name] for name in sorted(self.adaptation.trained)},
@@ -226,11 +228,19 @@ class Trainer:
 
         If it was made under other settings that weights depend on, begin again at the first epoch with the weights and
         gates that it holds.
+
+        Raises:
+            TrainingError: if another version of this package made it.
         """
         path = self.job.folder / CHECKPOINT
         if not path.exists():
             return
         state = checkpoint.load(path)
+        if state.get("layout") != LAYOUT:
+            raise TrainingError(
+                "Another version of taps-registry began this run, and this one would not end it as that would have. "
+                "Resume it with that version, or give it up with `taps-registry remove` and add the task anew."
+            )
         with torch.no_grad():
             own = Pieces(self.raw.state_dict())
             for name, tensor in state["model"].items():
