@@ -242,6 +242,8 @@ def accuracy_picture(found: Sequence[Row], path: Path) -> None:
         panel.set(title=backbone, xlabel="bytes a task, % of the base", xscale="log")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("points against full fine-tuning")
+    panels[0][0].set_yscale("symlog", linthresh=10)  # up to ten points as they are, more of them closer
+    panels[0][0].set_yticks([5, 2, 0, -2, -5, -10, -20, -50], ["5", "2", "0", "-2", "-5", "-10", "-20", "-50"])
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2 * len(backbones), fontsize=8)
     _save(figure, path)
