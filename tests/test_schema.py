@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -209,6 +212,20 @@ def test_six_processes_can_make_the_same_registry_at_once(tmp_path: Path, new_ur
     with Registry.open(home, database=database) as registry, registry._context.catalog.read() as session:
         assert session.scalar(text("SELECT count(*) FROM taps_registry")) == 1
         assert session.scalar(text(f"SELECT count(*) FROM {schema.VERSION_TABLE}")) == 1
+
+
+def test_a_new_database_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> None:
+    """SQLite itself does not, however long its busy timeout, when the journal is to change."""
+    path = tmp_path / "catalog.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = Timer(0.3, lambda: other.execute("COMMIT"))
+        done.start()
+        catalog = Catalog(f"sqlite:///{path}")
+        schema.upgrade(catalog)
+        done.join()
+    assert tables(catalog) >= OURS
+    catalog.close()
 
 
 # Refusals
