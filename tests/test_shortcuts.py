@@ -1,4 +1,4 @@
-"""Gradients of low-rank factors by the short way, against those of autograd through the weight."""
+"""Gradients by the short way, of low-rank factors and of weights, against those of autograd through the weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from taps_registry.plugins.methods import Method, MethodSettings, live_tensors
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.reparametrised import Reparametrised
-from taps_registry.plugins.methods.shortcuts import Shortcut, shortcut
+from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_weight
+from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
 
@@ -45,14 +46,14 @@ class Around(nn.Module):
 
 def with_factors(
     model: nn.Module, name: str, rank: int, turn: Callable[[], int] | None = None
-) -> tuple[Shortcut | None, tuple[nn.Parameter, nn.Parameter], Tensor]:
+) -> tuple[OfFactors | None, tuple[nn.Parameter, nn.Parameter], Tensor]:
     """The shortcut of a weight with random factors in place, the factors, and the base's weight."""
     chance = torch.Generator().manual_seed(1)
     live = live_tensors(model, [name])[name]
     up = nn.Parameter(torch.randn(len(live.base), rank, generator=chance))
     down = nn.Parameter(torch.randn(rank, live.base[0].numel(), generator=chance))
     live.value.add_((up @ down).detach().reshape(live.base.shape))
-    return shortcut(model, live, lambda: (up, down), turn), (up, down), live.base
+    return of_factors(model, live, lambda: (up, down), turn), (up, down), live.base
 
 
 def wanted(model: nn.Module, name: str, base: Tensor, pair: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, ...]:
@@ -141,6 +142,104 @@ def test_of_small_pictures_and_of_sequences_every_position_is_heard(case: str, s
     assert way.pull_back()
     for factor, gradient in zip(pair, wanted(model, "layer.weight", base, pair, x), strict=True):
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def of_all_positions(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.autograd.grad(model(x), model.layer.weight)[0]
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("case", PICTURES)
+def test_four_quarters_tell_the_gradient_of_a_weight(case: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, shape = PICTURES[case]
+    monkeypatch.setattr(torch._C, "_has_mkldnn", onednn)
+    torch.manual_seed(0)
+    model, x, turns = Around(make()), torch.randn(shape), iter(range(6, 10))
+    weight = model.layer.weight
+    gradient = of_all_positions(model, x)
+    way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: next(turns))
+    assert way is not None
+    quarters = []
+    for turn in range(4):
+        model.zero_grad()
+        model(x).backward()
+        way.judge()
+        assert way.trusted, "it is judged by all positions"
+        assert way.pull_back()
+        weight.requires_grad_(False)
+        quarters.append(weight.grad)
+        assert turn == 0 or model.scale.grad is not None
+    torch.testing.assert_close(sum(quarters) / 4, gradient, rtol=1e-4, atol=1e-5)
+    assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in quarters), "one alone is not all"
+
+
+@pytest.mark.parametrize(
+    ("case", "shape"), [("1x1", (2, 24, 11, 11)), ("linear", (2, 300, 40)), ("1x1", (2, 24, 1, 300))]
+)
+def test_a_weight_that_hears_every_position_keeps_its_own_gradient(case: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = Around(PICTURES[case][0]()), torch.randn(shape)
+    way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: 0)
+    assert way is not None
+    model(x).backward()
+    way.judge()
+    assert way.trusted is False
+    assert not way.pull_back()
+    assert torch.equal(model.layer.weight.grad, of_all_positions(model, x))
+    assert not model.layer._forward_hooks
+
+
+def test_the_gradient_of_a_weight_lies_in_memory_as_the_weight() -> None:
+    torch.manual_seed(0)
+    model = Around(nn.Conv2d(16, 24, 3, padding=1)).to(memory_format=torch.channels_last)
+    way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: 0)
+    assert way is not None
+    model(torch.randn(2, 16, 12, 13)).backward()
+    assert way.pull_back()
+    assert model.layer.weight.grad.stride() == model.layer.weight.stride() == (144, 1, 48, 16)
+
+
+def test_rows_of_a_weight_have_no_shortcut() -> None:
+    model = Around(nn.Linear(24, 72))
+    assert of_weight(model, live_tensors(model, ["layer.weight[24:48]"])["layer.weight[24:48]"], lambda: 0) is None
+
+
+def fixed_gates(pictures: Tensor) -> tuple[nn.Module, TapsAdaptation]:
+    """A ResNet whose gates have just been fixed: half of its bytes are open."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    plugins = PluginManager()
+    partition = plugins.partition(plugins.architecture_for(model), model)
+    amount = sum(parameter.numel() for parameter in model.parameters()) // 2
+    adaptation = Taps().adapt(model, partition, MethodSettings(limits=(Limit(amount, {}),)))
+    assert isinstance(adaptation, TapsAdaptation)
+    for gate in adaptation.gates:
+        for live in gate.trainable():
+            live.value.add_(0.01 * torch.randn(live.base.shape))
+    adaptation.scores.worth.copy_(torch.arange(len(adaptation.gates), 0, -1))
+    assert adaptation.start_step(1.0)
+    functional.cross_entropy(model(pictures), torch.tensor([0, 1])).backward()
+    return model, adaptation
+
+
+def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_same() -> None:
+    model, adaptation = fixed_gates(torch.randn(2, 3, 96, 96))
+    adaptation.after_backward()
+    states = {layer.name: layer.open for layer in adaptation.layer_states()}
+    rested = [way.live for way in adaptation.shortcuts if way.trusted]
+    assert rested, "stem and first stage have 24 x 24 positions"
+    assert all(states[live.name.removesuffix(".weight")] and not live.owner.requires_grad for live in rested)
+    assert all(live.grad is not None for live in rested)
+    own = [gate for gate in adaptation.gates if gate.open and not set(gate.trainable()).intersection(rested)]
+    assert own, "the last stages' pictures are small"
+    assert all(live.owner.requires_grad and live.grad is not None for gate in own for live in gate.trainable())
+    before = {live.name: live.value.clone() for live in rested}
+    adaptation.before_step(0.5)
+    assert all(not torch.equal(live.value, before[live.name]) for live in rested), "they decay towards the base"
+    adaptation.begin_again()
+    assert not adaptation.shortcuts
+    assert all(live.owner.requires_grad for gate in adaptation.gates for live in gate.trainable())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(("method", "thrifty"), [(Lora(), False), (TapsLora(), False), (TapsRank(), True)])

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from taps_registry import Registry
+from taps_registry.plugins.methods import thin
 from taps_registry.registry.errors import (
     BusyError,
     DataError,
@@ -96,6 +97,19 @@ def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
     assert resumed.digest == undisturbed.digest
     assert registry.runs("stopped")[0].state == "finished"
     assert not list((registry.home / "runs").glob("*/*.safetensors"))
+
+
+def test_a_run_with_fixed_gates_resumes_to_the_same_artifact(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of layers that see large pictures rest then, and go on with what the optimiser kept of them."""
+    told = {"epochs": 5, "method": "taps", "budget": "20%", "input_size": 96, "batch_size": 7}
+    undisturbed = add("undisturbed", **told)
+    with pytest.raises(Interrupted):
+        add("stopped", **told, progress=StopsAfter(3))
+    assert registry.resume_task("stopped").digest == undisturbed.digest
+    monkeypatch.setattr(thin, "PLENTY", 10**9)
+    assert add("all-positions", **told).digest != undisturbed.digest
 
 
 def test_a_run_that_another_version_began_is_kept_for_that_version(registry: Registry, add: Add) -> None:

@@ -19,7 +19,7 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
-from .shortcuts import Shortcut, shortcut
+from .shortcuts import OfFactors, of_factors
 from .thin import Pair
 
 
@@ -121,11 +121,11 @@ class Reparametrised(Adaptation):
         self.rested = False  # whether weights need no gradient any more since the last step
         self.write()
 
-    def _shortcuts(self) -> dict[str, Shortcut]:
+    def _shortcuts(self) -> dict[str, OfFactors]:
         """Of the units that have one, by name of the weight; each is on trial."""
         products = [unit for unit in self.units if isinstance(unit, Product)]
         turn = (lambda: self.turn) if self.thrifty else None
-        found = {unit.live.name: shortcut(self.model, unit.live, unit.pair, turn) for unit in products}
+        found = {unit.live.name: of_factors(self.model, unit.live, unit.pair, turn) for unit in products}
         return {name: way for name, way in found.items() if way is not None}
 
     def write(self) -> None:

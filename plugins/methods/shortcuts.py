@@ -1,15 +1,16 @@
-"""Gradients of low-rank factors without the gradient of the weight.
+"""Gradients without the gradient of the weight, and of the weight itself from a quarter of what its layer has seen.
 
 A layer's backward pass makes ``G = dL/dW``, which costs what the forward pass costs. With ``W = W0 + U D`` it is only
 needed for ``dL/dU = G D^T`` and ``dL/dD = U^T G``, and these follow from the layer's inputs and the gradients of its
-outputs by products of the rank's width. The forward pass stays the model's own, with ``W`` in its place.
+outputs by products of the rank's width. Where the weight trains as it is, every fourth position of large pictures tells
+much the same. The forward pass stays the model's own, with ``W`` in its place.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,12 @@ from .thin import Pair, Seen
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
 
+Gradients = tuple[Tensor, ...]
+Turn = Callable[[], int]
 
-class Shortcut:
-    """The gradients of one weight's factors, collected while the model's backward pass runs.
+
+class Shortcut(ABC):
+    """What is wanted of the gradient of one weight, collected while the model's backward pass runs.
 
     It is on trial at first: the weight has its gradient as well, and the two are held against each other. They differ
     where a model uses the weight otherwise than by calling the layer that owns it.
@@ -31,29 +35,39 @@ class Shortcut:
     Args:
         module: a linear layer or a convolution that computes as torch's do.
         live: its weight, or rows of it.
-        factors: gives ``(C_out, r)`` and ``(r, d)`` as they are now.
         turn: counts steps, if a quarter of the positions will do where there are plenty; None for all of them.
 
     Attributes:
         trusted: whether the weight needs no gradient any more; None on trial.
+        thinned: whether a quarter of the positions had to do.
     """
 
-    def __init__(
-        self,
-        module: nn.Conv2d | nn.Linear,
-        live: Live,
-        factors: Callable[[], Pair],
-        turn: Callable[[], int] | None = None,
-    ) -> None:
+    def __init__(self, module: nn.Conv2d | nn.Linear, live: Live, turn: Turn | None = None) -> None:
         self.module = module
         self.live = live
-        self.factors = factors
         self.rows = slice(None) if live.rows is None else live.rows
         self.trusted: bool | None = None
+        self.thinned = False
         self.turn = turn
-        self.found: Pair | None = None
-        self.tried: Pair | None = None  # on trial: of all positions
+        self.found: Gradients | None = None
+        self.tried: Gradients | None = None  # on trial: of all positions
         self._handle = module.register_forward_hook(self._listen)
+
+    @abstractmethod
+    def _of(self, seen: Seen) -> Gradients:
+        """What is wanted, of one call of the layer."""
+
+    @abstractmethod
+    def _of_whole(self, gradient: Tensor) -> Gradients:
+        """The same, from the weight's gradient."""
+
+    @abstractmethod
+    def _pass_on(self, found: Gradients) -> None:
+        """Put it where the optimiser finds it."""
+
+    def _saves(self) -> bool:
+        """Whether it is less work than the long way."""
+        return True
 
     def close(self) -> None:
         """Leave the module as it was."""
@@ -68,25 +82,24 @@ class Shortcut:
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
         seen = Seen.of(self.module, given.to(gradient.dtype), gradient, self.rows)
         some = seen if self.turn is None or not seen.is_plenty else seen.quarter(self.turn())
-        made = some.products(*self.factors())
+        self.thinned |= some is not seen
+        made = self._of(some)
         self.found = _sum(self.found, made)
         if self.trusted is None:
-            self.tried = _sum(self.tried, made if some is seen else seen.products(*self.factors()))
+            self.tried = _sum(self.tried, made if some is seen else self._of(seen))
 
     @torch.no_grad()
     def judge(self) -> None:
-        """End the trial, if the weight's gradient says anything, for better or worse."""
+        """End the trial, if there is one and the weight's gradient says anything, for better or worse."""
         tried, self.tried = self.tried, None
         gradient = self.live.grad
-        if gradient is None:
+        if self.trusted is not None or gradient is None:
             return
-        up, down = (factor.detach() for factor in self.factors())
-        whole = gradient.reshape(len(up), -1).to(up.dtype)
-        wanted = (whole @ down.T, up.T @ whole)
-        size = wanted[0].square().sum() + wanted[1].square().sum()
+        wanted = self._of_whole(gradient)
+        size = torch.stack([one.square().sum() for one in wanted]).sum()
         if not size or not size.isfinite():  # with fp16 the first steps may overflow
             return
-        if tried is None:
+        if tried is None or not self._saves():
             self.trusted = False
         else:
             off = sum((one - other).square().sum() for one, other in zip(tried, wanted, strict=True))
@@ -96,37 +109,86 @@ class Shortcut:
 
     @torch.enable_grad()
     def pull_back(self) -> bool:
-        """Pass on what was found to the factors. Returns False if that has to be done the long way."""
+        """Pass on what was found. Returns False if that has to be done the long way."""
         found, self.found = self.found, None
         if self.trusted is False:
             return False
         if found is not None:
-            torch.autograd.backward(self.factors(), found)
+            self._pass_on(found)
         return found is not None or self.trusted is True
 
 
-def _sum(one: Pair | None, other: Pair) -> Pair:
-    return other if one is None else (one[0] + other[0], one[1] + other[1])
+class OfFactors(Shortcut):
+    """The gradients of low-rank factors.
 
-
-def shortcut(
-    model: nn.Module, live: Live, factors: Callable[[], Pair], turn: Callable[[], int] | None = None
-) -> Shortcut | None:
-    """The shortcut of a weight's factors, as for ``Shortcut``; None if there is none, or it would be none.
-
-    There is none where several processes train: they average the gradients of weights.
+    Args:
+        module: as for ``Shortcut``, as are live and turn.
+        factors: gives ``(C_out, r)`` and ``(r, d)`` as they are now.
     """
-    module = model.get_submodule(tensor_of(live.name).rpartition(".")[0])
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several or not _computes_products(module) or module.weight is not live.owner:
-        return None
+
+    def __init__(
+        self, module: nn.Conv2d | nn.Linear, live: Live, factors: Callable[[], Pair], turn: Turn | None = None
+    ) -> None:
+        super().__init__(module, live, turn)
+        self.factors = factors
+
+    def _of(self, seen: Seen) -> Gradients:
+        return seen.products(*self.factors())
+
+    def _of_whole(self, gradient: Tensor) -> Gradients:
+        up, down = (factor.detach() for factor in self.factors())
+        whole = gradient.reshape(len(up), -1).to(up.dtype)
+        return whole @ down.T, up.T @ whole
+
+    def _pass_on(self, found: Gradients) -> None:
+        torch.autograd.backward(self.factors(), found)
+
+
+class OfWeight(Shortcut):
+    """The gradient of a whole weight, from a quarter of the positions of large pictures."""
+
+    def _of(self, seen: Seen) -> Gradients:
+        return (seen.product(self.live.owner),)
+
+    def _of_whole(self, gradient: Tensor) -> Gradients:
+        return (gradient,)
+
+    def _pass_on(self, found: Gradients) -> None:
+        weight, (gradient,) = self.live.owner, found
+        weight.grad = torch.empty_like(weight).copy_(gradient)  # in memory as optimisers take it to be
+
+    def _saves(self) -> bool:
+        return self.thinned
+
+
+def _sum(one: Gradients | None, other: Gradients) -> Gradients:
+    return other if one is None else tuple(first + second for first, second in zip(one, other, strict=True))
+
+
+def of_factors(model: nn.Module, live: Live, factors: Callable[[], Pair], turn: Turn | None = None) -> OfFactors | None:
+    """The shortcut of a weight's factors; None if there is none, or it would be none. See ``OfFactors``."""
     rank, rows, columns = len(factors()[1]), len(live.base), prod(live.base.shape[1:])
-    return Shortcut(module, live, factors, turn) if 2 * rank * (rows + columns) <= CHEAPER * rows * columns else None
+    if 2 * rank * (rows + columns) > CHEAPER * rows * columns or (module := _owner(model, live)) is None:
+        return None
+    return OfFactors(module, live, factors, turn)
 
 
-def _computes_products(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
-    """Whether a layer computes what a shortcut takes it to, and not something of its own."""
+def of_weight(model: nn.Module, live: Live, turn: Turn) -> OfWeight | None:
+    """The shortcut of a weight; None if there is none. Rows of one have none: the others need gradients, too."""
+    module = _owner(model, live) if live.rows is None else None
+    return OfWeight(module, live, turn) if module is not None else None
+
+
+def _owner(model: nn.Module, live: Live) -> nn.Conv2d | nn.Linear | None:
+    """The layer that has this weight, if it computes what a shortcut takes it to, and not something of its own.
+
+    None where several processes train: they average the gradients of weights.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    module = model.get_submodule(tensor_of(live.name).rpartition(".")[0])
+    if several or getattr(module, "weight", None) is not live.owner:
+        return None
     if isinstance(module, nn.Conv2d):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and type(module).forward is nn.Conv2d.forward
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        return module if plain and type(module).forward is nn.Conv2d.forward else None
+    return module if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward else None

@@ -23,6 +23,7 @@ from ..architectures import Layer, Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Live, Method, MethodSettings, Stored, head_and_norms, live_tensors
 from .gating import gate_groups, judge
+from .shortcuts import OfWeight, of_weight
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Gate:
 
     def trainable(self) -> list[Live]:
         """Its parameters, without running statistics."""
-        return [live for live in self.tensors.values() if live.trains]
+        return [live for live in self.tensors.values() if isinstance(live.owner, nn.Parameter)]
 
     def inner(self) -> Tensor:
         """``<G, D>`` summed over the gate's parameters, a scalar; ``D`` is the parked one while closed."""
@@ -88,7 +89,17 @@ class TapsAdaptation(Adaptation):
         costs = [Stored(frozenset(gate.tensors)) for gate in self.gates]
         device = next(model.parameters()).device
         self.scores = judge(groups, settings, device, costs, Stored(self.always), sizes)
+        self.shortcuts: tuple[OfWeight, ...] = ()
+        self.turn = 0  # of steps, where shortcuts take positions by turns
         self._apply()
+
+    def after_backward(self) -> None:
+        """Take the gradients that a quarter of the positions gave; those weights need none of their own any more."""
+        for way in self.shortcuts:
+            way.judge()
+            if way.pull_back():
+                way.live.owner.requires_grad_(way.trusted is None)
+        self.turn += 1
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
@@ -151,9 +162,15 @@ class TapsAdaptation(Adaptation):
                 live.owner.requires_grad_(id(live.owner) in moving)
             if not gate.open:
                 gate.parked = dict.fromkeys(gate.tensors, torch.empty(0))
+        weights = [live for gate in self.gates if gate.open for live in gate.trainable()]
+        found = (of_weight(self.model, live, lambda: self.turn) for live in weights)
+        self.shortcuts = tuple(way for way in found if way is not None)
 
     def begin_again(self) -> None:
         """Gates that were fixed may move again; those that were closed then start from the base."""
+        for way in self.shortcuts:
+            way.close()
+        self.shortcuts = ()
         self.scores.begin_again()
         for gate in self.gates:
             for name, live in gate.tensors.items():
@@ -196,11 +213,12 @@ class TapsAdaptation(Adaptation):
 
     def state_dict(self) -> dict[str, Any]:
         parked = {name: tensor for gate in self.gates for name, tensor in gate.parked.items()}
-        return {"scores": self.scores.state_dict(), "parked": parked}
+        return {"scores": self.scores.state_dict(), "parked": parked, "turn": self.turn}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.scores.load_state_dict(state["scores"])
+        self.turn = state["turn"]
         for gate in self.gates:
             parked = {name: state["parked"][name] for name in gate.tensors if name in state["parked"]}
             gate.parked = {name: value.to(gate.tensors[name].base.device) for name, value in parked.items()}
