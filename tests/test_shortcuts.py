@@ -144,8 +144,9 @@ def test_of_small_pictures_and_of_sequences_every_position_is_heard(case: str, s
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
-def of_all_positions(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.autograd.grad(model(x), model.layer.weight)[0]
+def of_all_positions(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the layer's weight and of what is before it."""
+    return torch.autograd.grad(model(x), (model.layer.weight, model.scale))
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -156,11 +157,11 @@ def test_four_quarters_tell_the_gradient_of_a_weight(case: str, onednn: bool, mo
     torch.manual_seed(0)
     model, x, turns = Around(make()), torch.randn(shape), iter(range(6, 10))
     weight = model.layer.weight
-    gradient = of_all_positions(model, x)
+    gradient, before = of_all_positions(model, x)
     way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: next(turns))
     assert way is not None
     quarters = []
-    for turn in range(4):
+    for _ in range(4):
         model.zero_grad()
         model(x).backward()
         way.judge()
@@ -168,7 +169,7 @@ def test_four_quarters_tell_the_gradient_of_a_weight(case: str, onednn: bool, mo
         assert way.pull_back()
         weight.requires_grad_(False)
         quarters.append(weight.grad)
-        assert turn == 0 or model.scale.grad is not None
+        torch.testing.assert_close(model.scale.grad, before)
     torch.testing.assert_close(sum(quarters) / 4, gradient, rtol=1e-4, atol=1e-5)
     assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in quarters), "one alone is not all"
 
@@ -185,7 +186,7 @@ def test_a_weight_that_hears_every_position_keeps_its_own_gradient(case: str, sh
     way.judge()
     assert way.trusted is False
     assert not way.pull_back()
-    assert torch.equal(model.layer.weight.grad, of_all_positions(model, x))
+    assert torch.equal(model.layer.weight.grad, of_all_positions(model, x)[0])
     assert not model.layer._forward_hooks
 
 
@@ -204,26 +205,19 @@ def test_rows_of_a_weight_have_no_shortcut() -> None:
     assert of_weight(model, live_tensors(model, ["layer.weight[24:48]"])["layer.weight[24:48]"], lambda: 0) is None
 
 
-def fixed_gates(pictures: Tensor) -> tuple[nn.Module, TapsAdaptation]:
-    """A ResNet whose gates have just been fixed: half of its bytes are open."""
+def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_same() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)
-    plugins = PluginManager()
-    partition = plugins.partition(plugins.architecture_for(model), model)
-    amount = sum(parameter.numel() for parameter in model.parameters()) // 2
-    adaptation = Taps().adapt(model, partition, MethodSettings(limits=(Limit(amount, {}),)))
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    most = sum(parameter.numel() for parameter in model.parameters()) // 2
+    adaptation = Taps().adapt(model, partition, MethodSettings(limits=(Limit(most, {}),)))
     assert isinstance(adaptation, TapsAdaptation)
     for gate in adaptation.gates:
         for live in gate.trainable():
             live.value.add_(0.01 * torch.randn(live.base.shape))
     adaptation.scores.worth.copy_(torch.arange(len(adaptation.gates), 0, -1))
-    assert adaptation.start_step(1.0)
-    functional.cross_entropy(model(pictures), torch.tensor([0, 1])).backward()
-    return model, adaptation
-
-
-def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_same() -> None:
-    model, adaptation = fixed_gates(torch.randn(2, 3, 96, 96))
+    assert adaptation.start_step(1.0), "gates are fixed"
+    functional.cross_entropy(model(torch.randn(2, 3, 96, 96)), torch.tensor([0, 1])).backward()
     adaptation.after_backward()
     states = {layer.name: layer.open for layer in adaptation.layer_states()}
     rested = [way.live for way in adaptation.shortcuts if way.trusted]
@@ -418,6 +412,20 @@ def test_a_models_factors_get_the_gradients_of_the_long_way(name: str) -> None:
     assert short.keys() == long.keys()
     for key, gradient in long.items():
         torch.testing.assert_close(short[key], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("model", [UsedElsewhere, NeverCalled, FromConstants])
+def test_a_weight_that_counts_elsewhere_keeps_its_own_gradient(model: type[Around]) -> None:
+    torch.manual_seed(0)
+    made, x = model(nn.Linear(40, 30, bias=False)), torch.randn(2, 11, 12, 40)
+    way = of_weight(made, live_tensors(made, ["layer.weight"])["layer.weight"], lambda: 0)
+    assert way is not None
+    made(x).backward()
+    way.judge()
+    assert way.trusted is False
+    assert not way.pull_back()
+    assert torch.equal(made.layer.weight.grad, torch.autograd.grad(made(x), made.layer.weight)[0])
+    assert not made.layer._forward_hooks
 
 
 class Standardised(nn.Conv2d):
