@@ -18,7 +18,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +38,7 @@ from taps_registry.registry.store.artifact import (
     write_artifact,
 )
 from taps_registry.registry.store.objects import ObjectStore
-from taps_registry.registry.store.packed import KEY, LONGEST, open_packed, write_packed
+from taps_registry.registry.store.packed import KEY, LONGEST, WORDS, open_packed, write_packed
 from taps_registry.registry.store.tensors import digest
 
 ENCODINGS = {"fp32": Float32(), "bf16": BFloat16()}
@@ -191,7 +190,7 @@ def test_vectors_and_norms_of_earlier_artifacts_are_read(tmp_path: Path, form: s
 
 def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> None:
     header = read_header(written)
-    assert (header.format, header.method, header.encoding) == (3, "taps", encoding)
+    assert (header.format, header.method, header.encoding) == (4, "taps", encoding)
     assert header.base == digest(base_tensors())
     assert header.classes == ("dark", "gréy", "light")
     assert header.input == INPUT
@@ -305,7 +304,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]
     "an encoding that is no text": (entry("conv.bias", encoding=["fp32"]), "artifact"),
     "an entry of unknown fields": (entry("fc.bias", colour="red"), "is not an artifact"),
     "an entry that is no object": (lambda h, t: h["tensors"].update({"fc.bias": 1}), "is not an artifact"),
-    "a newer format": (field(format=4), r"format 4 is none of \(1, 2, 3\): a newer taps-registry wrote it"),
+    "a newer format": (field(format=5), r"format 5 is none of \(1, 2, 3, 4\): a newer taps-registry wrote it"),
     "no format": (without("format", where="header"), "is not an artifact"),
     "a field missing": (without("classes", where="header"), "is not an artifact"),
     "a field too many": (field(colour="red"), "is not an artifact"),
@@ -375,23 +374,37 @@ def test_small_tensors_lie_end_to_end_and_come_back(tmp_path: Path) -> None:
         assert all(file.tensor(name).data_ptr() % 8 == 0 for name in tensors)
 
 
-def test_a_file_without_small_tensors_has_no_bundle(tmp_path: Path) -> None:
+def test_a_file_may_have_no_small_tensors(tmp_path: Path) -> None:
     write_packed(tmp_path / "a", {"large": torch.randn(200, 100)}, "{}")
-    assert set(load_file(tmp_path / "a")) == {"large"}
+    assert set(load_file(tmp_path / "a")) == {"large", "::small"}
     with open_packed(tmp_path / "a") as file:
         assert file.names() == {"large"}
+
+
+def taken_apart(path: Path) -> tuple[str, list[Any], bytes]:
+    """A file's text, its list of small tensors, and their bytes."""
+    inflater = zlib.decompressobj(zdict=WORDS)
+    text, listed = inflater.decompress(bytes(load_file(path)["::small"].numpy())).decode().split("\n")
+    return text, json.loads(listed), inflater.unused_data
+
+
+def put_together(path: Path, text: str, listed: list[Any], small: bytes) -> None:
+    deflater = zlib.compressobj(zdict=WORDS)
+    bundle(deflater.compress(f"{text}\n{json.dumps(listed)}".encode()) + deflater.flush() + small)(path)
+
+
+def bundle(raw: bytes) -> Callable[[Path], None]:
+    """Replaces the text and the small tensors of a file."""
+    made = torch.tensor(list(raw), dtype=torch.uint8)
+    return lambda path: save_file({**load_file(path), "::small": made}, path)
 
 
 def text(edit: Callable[[str, list[Any]], str]) -> Callable[[Path], None]:
     """Changes the text of a file, given the list of small tensors, in place or to something else."""
 
     def change_it(path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            header, listed = zlib.decompress(base64.b64decode(file.metadata()[KEY])).decode().split("\n")
-        small = json.loads(listed)
-        changed = edit(header, small)
-        raw = zlib.compress(f"{changed}\n{json.dumps(small)}".encode())
-        save_file(load_file(path), path, {KEY: base64.b64encode(raw).decode()})
+        header, listed, small = taken_apart(path)
+        put_together(path, edit(header, listed), listed, small)
 
     return change_it
 
@@ -413,14 +426,13 @@ DAMAGED: dict[str, Callable[[Path], None]] = {
     "a larger shape": listing(lambda listed: listed[0].__setitem__(2, [10**6])),
     "a negative shape": listing(lambda listed: listed[0].__setitem__(2, [-1])),
     "no list": listing(lambda listed: listed.clear()),
-    "a bundle of another kind": lambda path: save_file(
-        {**load_file(path), "::small": torch.ones(4)}, path, safe_open(path, "pt").metadata()
-    ),
-    "text that is not compressed": lambda path: save_file(load_file(path), path, {KEY: "text"}),
+    "a bundle of another kind": lambda path: save_file({**load_file(path), "::small": torch.ones(4)}, path),
+    "no bundle": lambda path: save_file({"fc.bias": torch.ones(4)}, path),
+    "an empty bundle": bundle(b""),
+    "text that is not compressed": bundle(b"text"),
+    "text that is compressed otherwise": lambda path: bundle(zlib.compress(taken_apart(path)[0].encode()))(path),
     "text of too many bytes": text(lambda header, small: header + " " * LONGEST),
-    "text that is cut off": lambda path: save_file(
-        load_file(path), path, {KEY: safe_open(path, "pt").metadata()[KEY][:-8]}
-    ),
+    "text that is cut off": lambda path: bundle(bytes(load_file(path)["::small"].numpy())[:50])(path),
 }
 
 
@@ -439,16 +451,62 @@ def test_a_bundle_is_refused_that_has(tmp_path: Path, damage: str) -> None:
         read(tmp_path / "a")
 
 
-def test_artifacts_of_earlier_formats_are_read(written: Path, tmp_path: Path) -> None:
-    """Their tensors each had a place of their own in the file, and their text was not compressed."""
+def as_format_2(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
+    """Tensors each had a place of their own in the file, and the text was not compressed."""
+    save_file(tensors, path, {KEY: text})
+
+
+def as_format_3(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
+    """The text was in the metadata, and only small tensors were in the bundle, if there were any."""
+    listed = [(name, str(one.dtype).removeprefix("torch."), one.shape) for name, one in sorted(tensors.items())]
+    raw = zlib.compress(f"{text}\n{json.dumps(listed)}".encode())
+    small = [one.contiguous().reshape(-1).view(torch.uint8) for _, one in sorted(tensors.items())]
+    save_file({"::small": torch.cat(small)} if small else {}, path, {KEY: base64.b64encode(raw).decode()})
+
+
+@pytest.mark.parametrize(("number", "write_old"), [(2, as_format_2), (3, as_format_3)])
+def test_artifacts_of_earlier_formats_are_read(
+    written: Path, tmp_path: Path, number: int, write_old: Callable[[Path, str, dict[str, Tensor]], None]
+) -> None:
     with open_packed(written) as file:
         tensors = {name: file.tensor(name) for name in file.names()}
-        text = file.text.replace('"format":3', '"format":2')
-    save_file(tensors, tmp_path / "old", {KEY: text})
+        text = file.text.replace('"format":4', f'"format":{number}')
+    write_old(tmp_path / "old", text, tensors)
     assert digest(read(tmp_path / "old")[1]) == digest(read(written)[1])
-    assert read_header(tmp_path / "old").format == 2
+    assert read_header(tmp_path / "old").format == number
     recode_artifact(tmp_path / "new", tmp_path / "old", base_tensors(), PLUGINS.encoding("fp32"), PLUGINS)
-    assert read_header(tmp_path / "new").format == 3
+    assert read_header(tmp_path / "new").format == 4
+
+
+def test_a_file_is_read_without_the_package_as_documented(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = (Path(__file__).parents[1] / "docs/artifact-format.md").read_text(encoding="utf-8")
+    example = described.partition("without the package:\n\n```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(written.parent)
+    found: dict[str, Any] = {}
+    exec(compile(example, "artifact-format.md", "exec"), found)
+    with open_packed(written) as file:
+        assert digest(found["tensors"]) == digest({name: file.tensor(name) for name in file.names()})
+        assert found["header"] == json.loads(file.text)
+
+
+def test_an_artifact_of_format_3_may_have_no_small_tensors(tmp_path: Path) -> None:
+    raw = zlib.compress(b"{}\n[]")
+    save_file({"large": torch.ones(3)}, tmp_path / "a", {KEY: base64.b64encode(raw).decode()})
+    with open_packed(tmp_path / "a") as file:
+        assert (file.text, file.names()) == ("{}", {"large"})
+
+
+def test_a_file_of_three_classes_says_what_it_is_in_a_hundredth_of_its_tensors(tmp_path: Path) -> None:
+    head = {"fc.weight": torch.randn(3, 2048), "fc.bias": torch.randn(3)}
+    layers = tuple(LayerState(f"layer{index}.conv", open=False) for index in range(54))
+    about = {"base": hashlib.sha256().hexdigest(), "method": "head-only", "classes": ("dark", "grey", "light")}
+    shape = {"size": [3, 192, 192], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    shown = {**shape, "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center"}
+    path, roles = tmp_path / "a", dict.fromkeys(head, "head")
+    write_artifact(path, Delta(head, layers), head, roles, ENCODINGS["fp32"], PLUGINS, input=shown, **about)
+    tensors = sum(tensor.nbytes for tensor in head.values())
+    assert tensors < path.stat().st_size < 1.01 * tensors
+    assert read_header(path).layers == ()
 
 
 def test_what_is_beside_the_tensors_takes_no_more_than_foretold(written: Path) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from taps_registry import Registry
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
 from taps_registry.registry.errors import BudgetError, Interrupted, TapsError
 from taps_registry.registry.records import Estimate, Footprint, Params, Task
+from taps_registry.registry.store.artifact import tensor_bytes
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
@@ -48,8 +48,8 @@ def path_of(registry: Registry, digest: str) -> Path:
 
 
 def nbytes(registry: Registry, digest: str) -> int:
-    """Of the tensors of an object, without its header."""
-    return sum(tensor.nbytes for tensor in load_file(path_of(registry, digest)).values())
+    """Of the tensors of an artifact, without its header."""
+    return sum(tensor_bytes(path_of(registry, digest)).values())
 
 
 def stored(registry: Registry, task: Task) -> Footprint:

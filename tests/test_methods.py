@@ -32,6 +32,7 @@ from taps_registry.plugins.methods.head_only import HeadOnly
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.registry.errors import Interrupted, SettingsError
 from taps_registry.registry.records import Task
+from taps_registry.registry.store.artifact import tensor_bytes
 from taps_registry.registry.store.packed import open_packed
 from taps_registry.registry.training.progress import EpochResult, Progress
 from taps_registry.registry.training.settings import TaskSettings
@@ -259,8 +260,8 @@ def tensors_of(registry: Registry, task: Task) -> dict[str, Tensor]:
 
 
 def bytes_of(registry: Registry, task: Task) -> int:
-    """Of the file's tensors, as safetensors reads them: small ones in one."""
-    return sum(tensor.nbytes for tensor in load_file(path_of(registry, task.digest)).values())
+    """Of the file's tensors."""
+    return sum(tensor_bytes(path_of(registry, task.digest)).values())
 
 
 def by_layer(task: Task) -> dict[str, Size]:

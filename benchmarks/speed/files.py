@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 def files(options: Options) -> Iterator[Ratio]:
     """How much of an artifact is not tensors, and how fast a task is put together."""
-    from safetensors.torch import load_file
-
     from taps_registry import Registry
+    from taps_registry.registry.store.artifact import tensor_bytes
 
     model = options.models[0]
     told = {"epochs": 3, "augment": "none", "tracker": "none", "batch_size": 8, "input_size": 64, "workers": 0}
@@ -38,7 +37,7 @@ def files(options: Options) -> Iterator[Ratio]:
             ("head", "--method head-only, three classes", {"method": "head-only"}),
         ):
             task = registry.add_task(name, "base", images, **told, **settings)
-            held = sum(tensor.nbytes for tensor in load_file(registry._context.store.path(task.digest)).values())
+            held = sum(tensor_bytes(registry._context.store.path(task.digest)).values())
             note = f"{task.bytes:,} bytes, {held:,} of them tensors"
             what = f"{model}: bytes of the file of a task / of its tensors, {told_about}"
             yield exactly("files", what, task.bytes / held, target=1.01, note=note)

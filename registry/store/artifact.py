@@ -1,6 +1,6 @@
 """The artifact: one safetensors file a task version. Written once, checked in full before any tensor is used.
 
-All that is not tensors is one JSON text beside them. See docs/artifact-format.md.
+All that is not tensors is one JSON text before them. See docs/artifact-format.md.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ...plugins.methods import Delta
 from ..errors import IntegrityError, PluginError
 from .packed import INDEX, SMALL, PackedFile, open_packed, text_bytes, write_packed
 
-FORMAT = 3
-READABLE = (1, 2, 3)
+FORMAT = 4
+READABLE = (1, 2, 3, 4)
 WEIGHTS, NORMS, HEAD = "weights", "norms", "head"
 PARTS = "::"  # between a tensor's name and the name of an encoding's further part
 
@@ -77,7 +77,7 @@ class Header:
         encoding: of its layers.
         classes: in the order of the head's outputs.
         input: the ``InputConfig`` of its images, as a dict.
-        layers: in forward order.
+        layers: those that are open or have a score, in forward order; before format 4 all of them.
         tensors: by state-dict name; ``name[0:64]`` for rows of one.
         extension: arguments of the method's ``extend``, if it adds modules to the model.
         common: digest of the object that holds those tensors of them that several tasks have in common.
@@ -148,7 +148,8 @@ def write_artifact(
     for name, factors in sorted(delta.factors.items()):
         original, form = draft.based[name], plugins.form(factors.form)
         draft.put(name, *_smaller(form, factors.parts, original, encoding, plugins), original)
-    gates = tuple(Gate(state.name, state.open, state.score) for state in delta.layers)
+    told = [state for state in delta.layers if state.open or state.score is not None]
+    gates = tuple(Gate(state.name, state.open, state.score) for state in told)
     made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, **header)
     write_packed(path, draft.tensors, made.to_json())
     return made

@@ -1,8 +1,8 @@
-"""Files of many tensors and a text: safetensors, with the small tensors end to end and the text compressed.
+"""Files of many tensors and a text: safetensors, with the text and the small tensors end to end.
 
-safetensors takes some ninety bytes of index for a tensor, as much as a norm in 8 bits has values, and text as it is. So
-tensors below 64 KiB lie in one tensor of bytes, in the order of their names. What they are is listed on a second line
-of the text, and both lines are compressed.
+safetensors takes some ninety bytes of index for a tensor, as much as a norm in 8 bits has values. So tensors below 64
+KiB lie in one tensor of bytes, in the order of their names. Before them in it lies the text, with a second line that
+lists what they are, compressed by zlib with a dictionary: what such texts say again and again takes next to nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,20 @@ from torch import Tensor
 
 from .tensors import write_tensors
 
-KEY = "taps"  # one alone: safetensors keeps several in no fixed order, so that bytes would not follow from content
 SMALL = 64 * 1024  # bytes
 BUNDLE = "::small"
 LONGEST = 64 * 1024 * 1024  # bytes of text; a few kilobytes of a damaged file could claim a thousand times as many
+WORDS = (  # zlib's dictionary, whose end is cheapest to refer to; another one would be another format
+    b'"border""squash""bilinear"0.9,0.95,[0.5,0.5,0.5]"float16""bfloat16""float64""int64""uint8""int8""int4""int3""bf16"'
+    b'"bf16-values""float8-changes""low-rank""full""lora""taps""norms"["","scale"]["down","up"]features.denseblock1.'
+    b"stages.0.blocks.0.attn.qkv.weight[0:384].mlp.fc1.norm1.running_mean.running_varlayer1.0.downsample.conv1.weight"
+    b'{"base":"","classes":["","common":"","encoding":"fp32","extension":{},"format":4,"input":{"crop_mode":"center",'
+    b'"crop_pct":0.875,1.0,"interpolation":"bicubic","mean":[0.485,0.456,0.406],"size":[3,224,224],"std":[0.229,0.224,'
+    b'0.225]},"layers":[{"name":"","open":true,"score":null},],"method":"taps-rank","tensors":{"fc.bias":{"dtype":'
+    b'"float32","encoding":"","part":"weights","parts":[""],"shape":[]},"fc.weight":{"dtype":"float32","encoding":"",'
+    b'"part":"head","parts":[""],"shape":[3,2048]}}}\n[["fc.bias","float32",[3]],["fc.weight","float32",[3,2048]]]'
+)
+KEY = "taps"  # of the metadata, where earlier formats have the text
 INDEX = 160  # most bytes that safetensors' index takes for a tensor with a name of usual length
 
 
@@ -40,14 +50,16 @@ class PackedFile:
     """
 
     def __init__(self, file: Any) -> None:
-        raw = (file.metadata() or {})[KEY]
         self._file = file
-        self._small: dict[str, Tensor] = {}
-        if raw.startswith("{"):  # as files were before tensors were bundled
-            self.text = raw
-        else:
-            self.text, listed = _decompressed(raw).split("\n")
-            self._small = _unbundled(json.loads(listed), file)
+        before = (file.metadata() or {}).get(KEY)
+        if before is None:
+            lines, small = _decompressed(_bundle(file), WORDS)
+        elif before.startswith("{"):  # formats 1 and 2: neither compressed nor bundled
+            lines, small = f"{before}\n[]", b""
+        else:  # format 3
+            lines, small = _decompressed(base64.b64decode(before, validate=True))[0], _bundle(file)
+        self.text, listed = lines.split("\n")
+        self._small = _unbundled(json.loads(listed), small)
 
     def names(self) -> set[str]:
         """Of all tensors."""
@@ -82,10 +94,10 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
     """
     small = {name: tensor.detach().cpu() for name, tensor in sorted(tensors.items()) if tensor.nbytes < SMALL}
     large = {name: tensor for name, tensor in tensors.items() if name not in small}
-    if small:
-        large[BUNDLE] = torch.cat([tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in small.values()])
     listed = [(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in small.items()]
-    write_tensors(path, large, {KEY: _compressed(text, json.dumps(listed, separators=(",", ":")))})
+    beside = bytearray(_compressed(text, json.dumps(listed, separators=(",", ":"))))
+    pieces = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in small.values()]
+    write_tensors(path, {**large, BUNDLE: torch.cat([torch.frombuffer(beside, dtype=torch.uint8), *pieces])})
 
 
 def text_bytes(text: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -94,24 +106,36 @@ def text_bytes(text: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     return len(_compressed(text, json.dumps(listed, separators=(",", ":"))))
 
 
-def _compressed(*lines: str) -> str:
-    return base64.b64encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
+def _compressed(*lines: str) -> bytes:
+    deflater = zlib.compressobj(9, zdict=WORDS)
+    return deflater.compress("\n".join(lines).encode()) + deflater.flush()
 
 
-def _decompressed(raw: str) -> str:
-    inflater = zlib.decompressobj()
-    text = inflater.decompress(base64.b64decode(raw, validate=True), LONGEST)
+def _decompressed(raw: bytes, words: bytes = b"") -> tuple[str, bytes]:
+    """The text, and what follows it. Raises ValueError or zlib.error."""
+    inflater = zlib.decompressobj(zdict=words)
+    text = inflater.decompress(raw, LONGEST)
     if not inflater.eof:
         raise ValueError(f"the text is cut off, or longer than {LONGEST:,} bytes")
-    return text.decode()
+    return text.decode(), inflater.unused_data
 
 
-def _unbundled(listed: list[tuple[str, str, list[int]]], file: Any) -> dict[str, Tensor]:
+def _bundle(file: Any) -> bytes:
+    """Empty if there is none. Raises ValueError if it is of something else than bytes."""
+    if BUNDLE not in set(file.keys()):
+        return b""
+    whole: Tensor = file.get_tensor(BUNDLE)
+    if whole.dtype != torch.uint8:
+        raise ValueError(f"{BUNDLE} is of {whole.dtype}, not of bytes")
+    return bytes(whole.numpy())
+
+
+def _unbundled(listed: list[tuple[str, str, list[int]]], raw: bytes) -> dict[str, Tensor]:
     """The small tensors, each in memory of its own. Raises ValueError if they are not just what is there."""
     dtypes = {name: getattr(torch, dtype) for name, dtype, _ in listed}
     sizes = [prod(shape) * dtypes[name].itemsize for name, _, shape in listed]
-    whole = file.get_tensor(BUNDLE) if listed else torch.empty(0, dtype=torch.uint8)
-    if whole.dtype != torch.uint8 or sum(sizes) != whole.numel():
-        raise ValueError(f"small tensors take {sum(sizes)} bytes by their list, and {whole.nbytes} are there")
-    pieces = zip(listed, whole.split(sizes), strict=True)
+    if sum(sizes) != len(raw):
+        raise ValueError(f"small tensors take {sum(sizes)} bytes by their list, and {len(raw)} are there")
+    whole = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    pieces = zip(listed, whole.split(sizes), strict=True)  # type: ignore[no-untyped-call]
     return {name: piece.clone().view(dtypes[name]).reshape(shape) for (name, _, shape), piece in pieces}
