@@ -30,11 +30,12 @@ TURNS = ((0, 0), (1, 1), (0, 1), (1, 0))  # the first row and column of every ot
 class Seen:
     """What one call of a layer has seen, as pictures: a linear layer is a convolution of 1x1.
 
+    Where filters are of 1x1, products of matrices with positions as rows take less time than convolutions.
+
     Attributes:
         given: inputs, ``(N, C_in, H, W)``.
         gradient: of the outputs, ``(N, C_out, h, w)``.
         size: of the filters, in height and width, as are stride, padding and dilation.
-        linear: whether the layer was one.
         times: what a position counts for.
     """
 
@@ -44,16 +45,17 @@ class Seen:
     stride: tuple[int, ...] = (1, 1)
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
-    linear: bool = False
     times: int = 1
 
     @classmethod
     def of(cls, module: nn.Conv2d | nn.Linear, given: Tensor, gradient: Tensor, rows: slice) -> Seen:
         """What such a layer has seen, of those outputs that these rows of its weight make."""
         if isinstance(module, nn.Linear):
-            return cls(_as_pictures(given), _channels(_as_pictures(gradient), rows), linear=True)
-        place = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding), module.dilation
-        return cls(given, _channels(gradient, rows), *place)
+            return cls(_as_pictures(given), _as_pictures(gradient)[:, rows])
+        size, stride, padding = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding)
+        if size == (1, 1) and padding == (0, 0):
+            return cls(given[:, :, :: stride[0], :: stride[1]], gradient[:, rows])
+        return cls(given, gradient[:, rows], size, stride, padding, module.dilation)
 
     @property
     def is_plenty(self) -> bool:
@@ -64,9 +66,9 @@ class Seen:
     def quarter(self, turn: int) -> Seen:
         """Every other row and column of the outputs, each position for four; four turns see all of them."""
         offsets = TURNS[turn % len(TURNS)]
-        gradient = _every_other(self.gradient, offsets, (1, 1))
-        if self.size == (1, 1) and self.padding == (0, 0):
-            return Seen(_every_other(self.given, offsets, self.stride), gradient, linear=self.linear, times=4)
+        gradient = _every_other(self.gradient, offsets)
+        if self._is_of_rows:
+            return Seen(_every_other(self.given, offsets), gradient, times=4)
         edges: list[int] = []
         for axis in (1, 0):  # as ``pad`` takes them
             before = self.padding[axis] - offsets[axis] * self.stride[axis]
@@ -86,31 +88,35 @@ class Seen:
 
     def product(self, weight: Tensor) -> Tensor:
         """``dL/dW``, in the shape and dtype of ``W``."""
-        if self.linear and not _has_onednn(self.given):
-            inputs, outputs = self._as_rows()
-            made = outputs.T @ inputs
+        if self._is_of_rows:
+            made = _as_rows(self.gradient).T @ _as_rows(self.given)
         else:
-            kernel = [len(weight), self.given.shape[1], *self.size]
-            made = conv2d_weight(  # type: ignore[no-untyped-call]
-                self.given, kernel, self.gradient, self.stride, self.padding, self.dilation
-            )
+            made = self._weight([len(weight), self.given.shape[1], *self.size], self.gradient)
         return self.times * made.to(weight).reshape(weight.shape)
 
-    def _as_rows(self) -> Pair:
-        """Inputs and gradients with positions before channels."""
-        inputs, outputs = (some.movedim(1, -1).flatten(0, -2) for some in (self.given, self.gradient))
-        return inputs, outputs
+    @property
+    def _is_of_rows(self) -> bool:
+        """Whether each position of the outputs follows from the same one of the inputs."""
+        return self.size == self.stride == (1, 1) and self.padding == (0, 0)
 
     def _products(self, up: Tensor, down: Tensor) -> Pair:
-        if self.linear and not _has_onednn(self.given):
-            inputs, outputs = self._as_rows()
-            return outputs.T @ (inputs @ down.T), (outputs @ up).T @ inputs
-        kernel, place = down.reshape(len(down), -1, *self.size), (self.stride, self.padding, self.dilation)
-        inner = functional.conv2d(self.given, kernel, None, *place)
-        thin = functional.conv2d(self.gradient, up.T[:, :, None, None])
-        of_up = conv2d_weight(inner, [*up.shape, 1, 1], self.gradient)  # type: ignore[no-untyped-call]
-        of_down = conv2d_weight(self.given, list(kernel.shape), thin, *place)  # type: ignore[no-untyped-call]
-        return of_up, of_down
+        outputs = _as_rows(self.gradient)
+        thin = outputs @ up
+        if self._is_of_rows:
+            inputs = _as_rows(self.given)
+            inner, of_down = inputs @ down.T, thin.T @ inputs
+        else:
+            kernel = down.reshape(len(down), -1, *self.size)
+            inner = _as_rows(functional.conv2d(self.given, kernel, None, self.stride, self.padding, self.dilation))
+            shape = (len(self.gradient), *self.gradient.shape[2:], -1)
+            of_down = self._weight(list(kernel.shape), _as_pictures(thin.reshape(shape)))
+        return (inner.T @ outputs).T, of_down  # the thin one first: it is the one that is copied
+
+    def _weight(self, kernel: list[int], gradient: Tensor) -> Tensor:
+        """The gradient of a weight of this shape, from that of its outputs."""
+        place = self.stride, self.padding, self.dilation
+        made: Tensor = conv2d_weight(self.given, kernel, gradient, *place)  # type: ignore[no-untyped-call]
+        return made
 
 
 def _as_pictures(rows: Tensor) -> Tensor:
@@ -119,17 +125,10 @@ def _as_pictures(rows: Tensor) -> Tensor:
     return pictures.movedim(-1, 1)
 
 
-def _channels(pictures: Tensor, some: slice) -> Tensor:
-    """Some channels of pictures, end to end in memory: convolutions would copy them once each."""
-    return pictures if some == slice(None) else pictures[:, some].contiguous(memory_format=torch.channels_last)
+def _every_other(pictures: Tensor, offsets: tuple[int, int]) -> Tensor:
+    return pictures[:, :, offsets[0] :: 2, offsets[1] :: 2].contiguous(memory_format=torch.channels_last)
 
 
-def _every_other(pictures: Tensor, offsets: tuple[int, int], stride: tuple[int, ...]) -> Tensor:
-    """Every other row and column of those that a stride leaves."""
-    rows, columns = (slice(offset * step, None, 2 * step) for offset, step in zip(offsets, stride, strict=True))
-    return pictures[:, :, rows, columns].contiguous(memory_format=torch.channels_last)
-
-
-def _has_onednn(tensor: Tensor) -> bool:
-    """Whether convolutions of it are oneDNN's, which are faster than other libraries' products of matrices."""
-    return tensor.is_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+def _as_rows(pictures: Tensor) -> Tensor:
+    """Positions before channels, ``(N H W, C)``; as pictures lie in memory, without a copy."""
+    return pictures.movedim(1, -1).flatten(0, -2)
