@@ -20,6 +20,7 @@ from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_we
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
+from taps_registry.plugins.methods.thin import Tokens
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(40, 30), (5, 40)),
@@ -128,7 +129,7 @@ def test_four_quarters_of_large_pictures_tell_what_all_positions_do(case: str) -
     ("case", "shape"), [("1x1", (2, 24, 11, 11)), ("linear", (2, 300, 40)), ("1x1", (2, 24, 1, 300))]
 )
 def test_of_small_pictures_and_of_sequences_every_position_is_heard(case: str, shape: tuple[int, ...]) -> None:
-    """Tokens are not alike: one may be there for the class."""
+    """Of sequences one has to know what their tokens are: one may be there for the class."""
     torch.manual_seed(0)
     model, x = Around(PICTURES[case][0]()), torch.randn(shape)
     way, pair, base = with_factors(model, "layer.weight", 2, lambda: 0)
@@ -137,6 +138,94 @@ def test_of_small_pictures_and_of_sequences_every_position_is_heard(case: str, s
     assert way.pull_back()
     for factor, gradient in zip(pair, wanted(model, "layer.weight", base, pair, x), strict=True):
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+class OfTokens(Around):
+    """A layer of a transformer that tells what its sequences are."""
+
+    def __init__(self, own: int, height: int, width: int) -> None:
+        super().__init__(nn.Linear(24, 72))
+        self.patch_embed = nn.Module()
+        self.patch_embed.grid_size = (height, width)
+        self.num_prefix_tokens = own
+
+
+@pytest.mark.parametrize("rows", ["", "[24:48]"])
+@pytest.mark.parametrize("tokens", [(1, 14, 14), (1, 11, 13), (0, 12, 12), (5, 12, 12), (2, 11, 13)])
+def test_two_halves_of_the_patches_tell_what_all_tokens_do(tokens: tuple[int, int, int], rows: str) -> None:
+    torch.manual_seed(0)
+    model, turns = OfTokens(*tokens), iter(range(3, 9))
+    own, height, width = tokens
+    x = torch.randn(3, own + height * width, 24)
+    way, pair, _ = with_factors(model, f"layer.weight{rows}", 2, lambda: next(turns))
+    assert way is not None
+    halves = []
+    for _ in range(2):
+        model.zero_grad()
+        for factor in pair:
+            factor.grad = None
+        model(x).backward()
+        way.judge()
+        assert way.trusted, "it is judged by all tokens"
+        assert way.thinned
+        assert way.pull_back()
+        halves.append([factor.grad for factor in pair])
+    whole = torch.autograd.grad(model(x), model.layer.weight)[0][way.rows]
+    gradients = torch.autograd.grad(pair[0] @ pair[1], pair, whole)
+    for found, gradient in zip(zip(*halves, strict=True), gradients, strict=True):
+        torch.testing.assert_close(sum(found) / 2, gradient, rtol=1e-4, atol=1e-5)
+        assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in found), "one alone is not all"
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize(
+    ("own", "tokens"),
+    [(1, 1 + 12 * 12), (5, 5 + 12 * 12), (1, 12 * 12), (0, 2 + 12 * 12)],
+    ids=["the class's", "registers", "without the class's", "others"],
+)
+def test_tokens_that_are_no_patches_are_heard_in_every_turn(own: int, tokens: int, turn: int) -> None:
+    """Were patches to say nothing, each turn would tell all; where there are other tokens, each is heard."""
+    torch.manual_seed(0)
+    model, x = OfTokens(own, 12, 12), torch.randn(3, tokens, 24)
+    known = tokens == own + 12 * 12
+    if known:
+        x[:, own:] = 0
+        nn.init.zeros_(model.layer.bias)
+    way, pair, base = with_factors(model, "layer.weight", 2, lambda: turn)
+    assert way is not None
+    model(x).backward()
+    assert way.pull_back()
+    assert way.thinned is known
+    for factor, gradient in zip(pair, wanted(model, "layer.weight", base, pair, x), strict=True):
+        torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("vit_tiny_patch16_224", Tokens(1, 196)),
+        ("deit_tiny_distilled_patch16_224", Tokens(2, 196)),
+        ("vit_base_patch16_gap_224", Tokens(0, 196)),
+        ("test_resnet", None),
+    ],
+)
+def test_timms_transformers_tell_what_their_tokens_are(name: str, tokens: Tokens | None) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert Tokens.of(model) == tokens
+
+
+def test_directions_of_a_vision_transformer_hear_half_of_the_patches() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3, img_size=192)
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    adaptation = RankAdaptation(model, partition, MethodSettings(limits=(Limit(40_000, {}),)))
+    for live in adaptation.candidates:
+        live.value.add_(0.01 * torch.randn(live.base.shape))
+    adaptation.start_step(1.0)
+    backward(model, adaptation, 192)
+    thinned = {name for name, way in adaptation.shortcuts.items() if way.trusted and way.thinned}
+    assert thinned == {name for name in adaptation.shortcuts if "blocks" in name}
 
 
 def of_all_positions(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
@@ -230,7 +319,7 @@ def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_
 
 
 @pytest.mark.parametrize(("method", "thrifty"), [(Lora(), False), (TapsLora(), False), (TapsRank(), True)])
-def test_only_directions_do_with_a_quarter(method: Method, thrifty: bool) -> None:
+def test_only_directions_do_with_a_part(method: Method, thrifty: bool) -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     partition = PluginManager().partition(PluginManager().architecture_for(model), model)
     adaptation = method.adapt(model, partition, MethodSettings(rank=1, limits=(Limit(20_000, {}),)))
@@ -265,12 +354,12 @@ def test_a_resumed_run_hears_the_positions_whose_turn_it_is() -> None:
     assert not all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def backward(model: nn.Module, adaptation: Reparametrised) -> list[Tensor]:
+def backward(model: nn.Module, adaptation: Reparametrised, pixels: int = 64) -> list[Tensor]:
     """Gradients of the factors in one step, which is not taken."""
     factors = [factor for unit in adaptation.units for factor in unit.factors.values()]
     for factor in factors:
         factor.grad = None
-    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    pictures = torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
     functional.cross_entropy(model(pictures), torch.tensor([0, 1])).backward()
     adaptation.after_backward()
     return [factor.grad.clone() for factor in factors if factor.grad is not None]

@@ -100,7 +100,7 @@ class Reparametrised(Adaptation):
         settings: what the method was told.
 
     Attributes:
-        thrifty: whether of large pictures a quarter of the positions has to do for the gradients of factors.
+        thrifty: whether a part of large pictures' positions, or of patches, has to do for the gradients of factors.
     """
 
     thrifty: ClassVar[bool] = False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..architectures.pieces import tensor_of
 from . import Live
-from .thin import Pair, Seen
+from .thin import Pair, Seen, Tokens
 
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
@@ -35,20 +35,24 @@ class Shortcut(ABC):
     Args:
         module: a linear layer or a convolution that computes as torch's do.
         live: its weight, or rows of it.
-        turn: counts steps, if a quarter of the positions will do where there are plenty; None for all of them.
+        turn: counts steps, if a sample of the positions will do where there are plenty; None for all of them.
+        tokens: what the model makes of a picture, if its patches are positions, too.
 
     Attributes:
         trusted: whether the weight needs no gradient any more; None on trial.
-        thinned: whether a quarter of the positions had to do.
+        thinned: whether a sample of the positions had to do.
     """
 
-    def __init__(self, module: nn.Conv2d | nn.Linear, live: Live, turn: Turn | None = None) -> None:
+    def __init__(
+        self, module: nn.Conv2d | nn.Linear, live: Live, turn: Turn | None = None, tokens: Tokens | None = None
+    ) -> None:
         self.module = module
         self.live = live
         self.rows = slice(None) if live.rows is None else live.rows
         self.trusted: bool | None = None
         self.thinned = False
         self.turn = turn
+        self.tokens = tokens
         self.found: Gradients | None = None
         self.tried: Gradients | None = None  # on trial: of all positions
         self._handle = module.register_forward_hook(self._listen)
@@ -80,13 +84,13 @@ class Shortcut(ABC):
 
     @torch.no_grad()
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
-        seen = Seen.of(self.module, given.to(gradient.dtype), gradient, self.rows)
-        some = seen if self.turn is None or not seen.is_plenty else seen.quarter(self.turn())
-        self.thinned |= some is not seen
-        made = self._of(some)
+        seen = Seen.of(self.module, given.to(gradient.dtype), gradient, self.rows, self.tokens)
+        parts = seen.sample(self.turn()) if self.turn is not None and seen.is_plenty else (seen,)
+        self.thinned |= parts[0] is not seen
+        made = _sum(*map(self._of, parts))
         self.found = _sum(self.found, made)
         if self.trusted is None:
-            self.tried = _sum(self.tried, made if some is seen else self._of(seen))
+            self.tried = _sum(self.tried, made if parts[0] is seen else self._of(seen))
 
     @torch.no_grad()
     def judge(self) -> None:
@@ -122,14 +126,19 @@ class OfFactors(Shortcut):
     """The gradients of low-rank factors.
 
     Args:
-        module: as for ``Shortcut``, as are live and turn.
+        module: as for ``Shortcut``, as are live, turn and tokens.
         factors: gives ``(C_out, r)`` and ``(r, d)`` as they are now.
     """
 
     def __init__(
-        self, module: nn.Conv2d | nn.Linear, live: Live, factors: Callable[[], Pair], turn: Turn | None = None
+        self,
+        module: nn.Conv2d | nn.Linear,
+        live: Live,
+        factors: Callable[[], Pair],
+        turn: Turn | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
-        super().__init__(module, live, turn)
+        super().__init__(module, live, turn, tokens)
         self.factors = factors
 
     def _of(self, seen: Seen) -> Gradients:
@@ -161,8 +170,13 @@ class OfWeight(Shortcut):
         return self.thinned
 
 
-def _sum(one: Gradients | None, other: Gradients) -> Gradients:
-    return other if one is None else tuple(first + second for first, second in zip(one, other, strict=True))
+def _sum(*several: Gradients | None) -> Gradients:
+    return tuple(map(_added, zip(*(one for one in several if one is not None), strict=True)))
+
+
+def _added(tensors: tuple[Tensor, ...]) -> Tensor:
+    first, *others = tensors
+    return sum(others, first)
 
 
 def of_factors(model: nn.Module, live: Live, factors: Callable[[], Pair], turn: Turn | None = None) -> OfFactors | None:
@@ -170,7 +184,7 @@ def of_factors(model: nn.Module, live: Live, factors: Callable[[], Pair], turn: 
     rank, rows, columns = len(factors()[1]), len(live.base), prod(live.base.shape[1:])
     if 2 * rank * (rows + columns) > CHEAPER * rows * columns or (module := _owner(model, live)) is None:
         return None
-    return OfFactors(module, live, factors, turn)
+    return OfFactors(module, live, factors, turn, Tokens.of(model))
 
 
 def of_weight(model: nn.Module, live: Live, turn: Turn) -> OfWeight | None:
