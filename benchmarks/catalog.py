@@ -111,7 +111,7 @@ def fill(registry: Registry, tasks: int, layers: int) -> None:
     catalog = registry._context.catalog
     chance = random.Random(0)  # noqa: S311  (no secret)
     with catalog.write() as session:
-        bases.add(session, _base(layers))
+        bases.add(session, _base(layers), "c" * 64)
         budgets.put(session, "r50", 10**15, None)
         budgets.put(session, None, None, 10**15)
         session.flush()

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..plugins.manager import PluginManager
+from .catalog import bases
 from .catalog.engine import Catalog
 from .home import Home
 
@@ -27,4 +28,8 @@ class Context:
         """The objects in the folder."""
         from .store.objects import ObjectStore
 
-        return ObjectStore(self.home.objects)
+        return ObjectStore(self.home.objects, self._checksum)
+
+    def _checksum(self, digest: str) -> str | None:
+        with self.catalog.read() as session:
+            return bases.checksum(session, digest)

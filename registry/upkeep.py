@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Row, select
@@ -75,7 +76,7 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
 
     Args:
         context: of the registry.
-        deep: also read every byte, check digests, and compose every task from its base.
+        deep: also read every byte, check digests and checksums, and compose every task from its base.
 
     Returns:
         What is wrong; empty if all is well.
@@ -102,19 +103,20 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
             problems.append(Problem(f"task {task.name}", f"what it has in common, {digest}, {broken[digest]}"))
     if deep:
         problems.extend(_deep(context, set(broken)))
+        problems.extend(_checksums(context, [row for row in objects if row.digest not in broken]))
     return tuple(problems)
 
 
-def _kept(context: Context, session: Session) -> list[Row[str, int]]:
-    """Digests and sizes of the objects that are to be there; those of earlier versions may be gone."""
-    rows = session.execute(select(ObjectRow.digest, ObjectRow.size)).all()
+def _kept(context: Context, session: Session) -> list[Row[str, int, str | None]]:
+    """Digests, sizes and checksums of the objects that are to be there; those of earlier versions may be gone."""
+    rows = session.execute(select(ObjectRow.digest, ObjectRow.size, ObjectRow.checksum)).all()
     earlier = set(session.scalars(select(ArtifactRow.digest))) - tasks.current_digests(session)
     return [row for row in rows if row.digest not in earlier or context.store.path(row.digest).exists()]
 
 
-def _broken(context: Context, objects: Sequence[Row[str, int]]) -> Iterator[tuple[str, str]]:
+def _broken(context: Context, objects: Sequence[Row[str, int, str | None]]) -> Iterator[tuple[str, str]]:
     """Digests of objects that are missing or of another size than they should be, and which of both."""
-    for digest, size in objects:
+    for digest, size, _ in objects:
         path = context.store.path(digest)
         if not path.exists():
             yield digest, f"is missing: {path}"
@@ -138,13 +140,16 @@ def _deep(context: Context, broken: set[str]) -> Iterator[Problem]:
     """Every byte of what is there: digests of objects, tensors of bases, composition of tasks."""
     from .inference.compose import compose
     from .models.bases import load
+    from .store.objects import ObjectStore
     from .store.tensors import digest
 
+    store = ObjectStore(context.home.objects)  # knows no checksums: every digest is computed
     with context.catalog.read() as session:
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
     for base in (base for base in known if base.object not in broken):
         try:
+            store.get(base.object)
             loaded = load(context, base)
         except TapsError as error:
             yield Problem(f"base {base.name}", str(error))
@@ -154,6 +159,18 @@ def _deep(context: Context, broken: set[str]) -> Iterator[Problem]:
             yield Problem(f"base {base.name}", f"its tensors have the digest {found}, the catalog says {base.digest}")
         for task in (task for task in ready if task.base == base.name and task.digest not in broken):
             try:
-                compose(loaded, context.store.get(task.digest), context.store.get)
+                compose(loaded, store.get(task.digest), store.get)
             except TapsError as error:
                 yield Problem(f"task {task.name}", str(error))
+
+
+def _checksums(context: Context, objects: Sequence[Row[str, int, str | None]]) -> Iterator[Problem]:
+    """Objects that are good by their digest and not by their checksum; the others have been told of."""
+    from .store.files import checksum, sha256
+
+    for digest, _, known in objects:
+        path = context.store.path(digest)
+        with suppress(TapsError):
+            if known is not None and checksum(path) != known and sha256(path) == digest:
+                what = "has another BLAKE3 than the catalog says: it is good, but loading it takes longer"
+                yield Problem(f"object {digest}", what)

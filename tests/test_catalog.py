@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
@@ -20,8 +21,10 @@ from taps_registry.registry.catalog import bases, budgets, costs, runs, schema, 
 from taps_registry.registry.catalog.engine import Catalog
 from taps_registry.registry.catalog.tables import now
 from taps_registry.registry.catalog.tasks import Published
-from taps_registry.registry.errors import BudgetError, BusyError, NameTakenError, NotFoundError
+from taps_registry.registry.errors import BudgetError, BusyError, NameTakenError, NotFoundError, StorageError
+from taps_registry.registry.models.bases import load
 from taps_registry.registry.records import Base, InputConfig, LayerInfo, Params, Task, TaskLayer
+from taps_registry.registry.store import objects
 
 QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 INPUT = InputConfig((3, 8, 8), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear", 0.95, "center")
@@ -41,6 +44,7 @@ BASE = Base(
 )
 MADE = Published(
     digest="c" * 64,
+    checksum="e" * 64,
     bytes=300,
     method="taps",
     encoding="fp32",
@@ -69,7 +73,7 @@ def catalog(url: str) -> Iterator[Catalog]:
     made = Catalog(url)
     schema.upgrade(made)
     with made.write() as session:
-        bases.add(session, BASE)
+        bases.add(session, BASE, "f" * 64)
     yield made
     made.close()
 
@@ -108,14 +112,14 @@ def test_the_name_of_a_base_is_taken_once(catalog: Catalog) -> None:
         pytest.raises(NameTakenError, match=r"a base named 'base' already.*taps-registry bases"),
         catalog.write() as session,
     ):
-        bases.add(session, replace(BASE, digest="d" * 64))
+        bases.add(session, replace(BASE, digest="d" * 64), "f" * 64)
     with catalog.read() as session:
         assert [base.digest for base in bases.listing(session)] == [BASE.digest]
 
 
 def test_two_bases_may_have_the_same_object(catalog: Catalog) -> None:
     with catalog.write() as session:
-        bases.add(session, replace(BASE, name="twin"))
+        bases.add(session, replace(BASE, name="twin"), "f" * 64)
     with catalog.read() as session:
         assert [base.name for base in bases.listing(session)] == ["base", "twin"]
         assert session.scalar(text("SELECT count(*) FROM taps_objects")) == 1
@@ -465,6 +469,54 @@ def test_more_tasks_take_no_more_queries(filled: Catalog, ask: Callable[[Session
         reserve(filled, f"task{number}", f"{number:032}")
         publish(filled, f"task{number}", f"{number:032}", replace(MADE, digest=f"{number:064}"))
     assert len(plans(filled, ask)) == before
+
+
+# Checksums
+
+
+def test_an_object_is_recorded_with_its_checksum_and_gets_one_that_it_lacks(catalog: Catalog) -> None:
+    reserve(catalog, "task", "1" * 32)
+    publish(catalog, "task", "1" * 32)
+    with catalog.read() as session:
+        found = [bases.checksum(session, digest) for digest in (BASE.object, MADE.digest, "0" * 64)]
+    assert found == ["f" * 64, "e" * 64, None]
+    with catalog.write() as session:
+        session.execute(text("UPDATE taps_objects SET checksum = NULL"))
+        bases.add(session, replace(BASE, name="twin"), "f" * 64)
+    with catalog.read() as session:
+        assert [bases.checksum(session, digest) for digest in (BASE.object, MADE.digest)] == ["f" * 64, None]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_every_object_has_the_checksum_of_its_file_which_spares_loading_its_digest(
+    tmp_path: Path, images: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Base, artifact, what tasks have in common, and a recoded artifact."""
+    database = request.getfixturevalue("new_postgres")() if kind == "postgresql" else ""
+    with Registry.init(tmp_path / "home", database=database) as registry:
+        registry.add_base("base", "test_vit", random_init=True, input_size=32)
+        registry.add_task("task", "base", images, **QUICK, method="vmt-adapter", rank=4)
+        registry.recode("task", encoding="bf16")
+        with registry._context.catalog.read() as session:
+            known = dict(session.execute(text("SELECT digest, checksum FROM taps_objects")).all())
+            kinds = session.scalars(text("SELECT kind FROM taps_objects ORDER BY kind")).all()
+        assert kinds == ["artifact", "artifact", "base", "common"]
+        path = registry._context.store.path
+        assert known == {digest: blake3(path(digest).read_bytes()).hexdigest() for digest in known}
+
+        monkeypatch.setattr(objects, "sha256", lambda path: pytest.fail(f"the digest of {path} was computed"))
+        registry.load("task")
+
+
+def test_a_catalog_that_does_not_answer_for_a_checksum_is_an_error_of_ours(
+    registry: Registry,
+) -> None:
+    base = registry.base("base")
+    registry.close()
+    for path in registry.home.glob("catalog.sqlite*"):
+        path.unlink()
+    with pytest.raises(StorageError, match="does not answer"):
+        load(registry._context, base)
 
 
 # The whole way, with the catalog in PostgreSQL

@@ -399,7 +399,7 @@ def test_a_reader_sees_one_state_while_a_writer_commits(catalog: Catalog) -> Non
         before = reader.scalar(counting)
         with catalog.write() as writer:
             writer.execute(
-                text("INSERT INTO taps_objects VALUES (:digest, 1, 'base', '2026-01-01')"), {"digest": "0" * 64}
+                text("INSERT INTO taps_objects VALUES (:digest, 1, 'base', '2026-01-01', NULL)"), {"digest": "0" * 64}
             )
         assert (before, reader.scalar(counting)) == (0, 0)
     with catalog.read() as later:
@@ -418,21 +418,24 @@ def test_a_write_that_raises_changes_nothing(catalog: Catalog) -> None:
 # A registry of an earlier version
 
 
-def test_a_registry_of_the_first_revision_is_upgraded_with_all_that_is_in_it(
-    registry: Registry, add: Callable[..., Task]
+@pytest.mark.parametrize("revision", ["r0001", "r0002"])
+def test_a_registry_of_an_earlier_revision_is_upgraded_with_all_that_is_in_it(
+    registry: Registry, add: Callable[..., Task], revision: str
 ) -> None:
     before, home = add("task"), registry.home
     logits = registry.load("task").model(torch.ones(1, 3, 32, 32))
     registry.close()
     catalog = Catalog(f"sqlite:///{home / 'catalog.sqlite'}")
     with catalog.connect_to_write() as connection:
-        command.downgrade(schema.alembic_config(connection), "r0001")
+        command.downgrade(schema.alembic_config(connection), revision)
     catalog.close()
-    with pytest.raises(SchemaError, match=r"has revision r0001, .* r0002\. Type: taps-registry upgrade"):
+    with pytest.raises(SchemaError, match=rf"has revision {revision}, .* r0003\. Type: taps-registry upgrade"):
         Registry.open(home)
-    assert Registry.upgrade(home) == ("r0001", "r0002")
+    assert Registry.upgrade(home) == (revision, "r0003")
     with Registry.open(home) as opened:
         assert opened.task("task").digest == before.digest
-        assert opened.base("base").plugin_version == ""
+        assert (opened.base("base").plugin_version == "") == (revision == "r0001")
+        with opened._context.catalog.read() as session:
+            assert session.scalars(text("SELECT checksum FROM taps_objects")).all() == [None, None]
         assert torch.equal(opened.load("task").model(torch.ones(1, 3, 32, 32)), logits)
         assert opened.verify(deep=True) == ()

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taps_registry.registry.errors import IntegrityError, StorageError, TapsError
-from taps_registry.registry.store.files import in_place, sha256, write_file
+from taps_registry.registry.errors import IntegrityError, StorageError
+from taps_registry.registry.store import objects
+from taps_registry.registry.store.files import checksum, in_place, sha256, write_file
 from taps_registry.registry.store.objects import ObjectStore, StoredObject
 from taps_registry.registry.store.tensors import digest, write_tensors
 
@@ -126,6 +128,47 @@ def test_a_damaged_object_is_refused_and_a_put_repairs_it(store: ObjectStore, so
     assert store.get(stored.digest).read_bytes() == NEW
 
 
+def test_a_checksum_that_fits_spares_the_digest(
+    store: ObjectStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = store.put(source)
+    digests: list[Path] = []
+
+    def spied(path: Path) -> str:
+        digests.append(path)
+        return sha256(path)
+
+    monkeypatch.setattr(objects, "sha256", spied)
+    knowing = ObjectStore(store.root, {stored.digest: blake3(NEW).hexdigest()}.get)
+    assert knowing.get(stored.digest) == store.path(stored.digest)
+    assert digests == []
+    assert store.get(stored.digest) == store.path(stored.digest)
+    assert digests == [store.path(stored.digest)]
+
+
+def test_a_good_object_is_not_refused_for_a_checksum(store: ObjectStore, source: Path) -> None:
+    stored = store.put(source)
+    for wrong in (blake3(OLD).hexdigest(), "", None):
+        assert ObjectStore(store.root, lambda _, wrong=wrong: wrong).get(stored.digest).read_bytes() == NEW
+
+
+@pytest.mark.parametrize("known", [blake3(NEW).hexdigest(), blake3(b"").hexdigest(), None])
+def test_a_damaged_object_is_refused_whatever_checksum_is_known(
+    store: ObjectStore, source: Path, known: str | None
+) -> None:
+    stored = store.put(source)
+    store.path(stored.digest).write_bytes(OLD)
+    with pytest.raises(IntegrityError, match=f"is damaged: its SHA-256 is {hashlib.sha256(OLD).hexdigest()}"):
+        ObjectStore(store.root, lambda _: known).get(stored.digest)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**18 - 1, 2**18, 2**18 + 1, 10**6])
+def test_a_checksum_is_the_blake3_of_the_bytes(tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    (tmp_path / "file").write_bytes(content)
+    assert checksum(tmp_path / "file") == blake3(content).hexdigest()
+
+
 def test_a_copy_that_went_wrong_on_the_way_does_not_get_in(
     store: ObjectStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +196,9 @@ def test_a_disk_that_cannot_be_read_is_an_error_of_ours(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(hashlib, "file_digest", failing)
-    with pytest.raises(TapsError):
-        store.get(stored.digest)
+    for known in (store, ObjectStore(store.root, lambda digest: "0" * 64)):
+        with pytest.raises(StorageError, match="Cannot read"):
+            known.get(stored.digest)
 
 
 # Failures of the disk

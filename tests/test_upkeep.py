@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from sqlalchemy import text
 
 from taps_registry import Registry
@@ -269,7 +270,7 @@ def test_verify_finds_an_artifact_of_another_base_and_names_the_task(
     stored = registry._context.store.put(tmp_path / "other")
     with registry._context.catalog.write() as session:
         session.execute(
-            text("INSERT INTO taps_objects VALUES (:digest, :size, 'artifact', '2026-01-01')"),
+            text("INSERT INTO taps_objects VALUES (:digest, :size, 'artifact', '2026-01-01', NULL)"),
             {"digest": stored.digest, "size": stored.size},
         )
         session.execute(
@@ -298,6 +299,38 @@ def test_a_deep_verify_finds_a_base_whose_bytes_changed(registry: Registry, task
     (problem,) = registry.verify(deep=True)
     assert problem.subject == "base base"
     assert "is damaged" in problem.what
+
+
+def set_checksum(registry: Registry, digest: str, checksum: str) -> None:
+    with registry._context.catalog.write() as session:
+        session.execute(
+            text("UPDATE taps_objects SET checksum = :checksum WHERE digest = :digest"),
+            {"checksum": checksum, "digest": digest},
+        )
+
+
+def test_a_deep_verify_finds_a_checksum_that_is_not_of_the_bytes(registry: Registry, task: Task) -> None:
+    """The task is good, and is loaded."""
+    set_checksum(registry, task.digest, "0" * 64)
+    assert registry.verify() == ()
+    (problem,) = registry.verify(deep=True)
+    assert problem.subject == f"object {task.digest}"
+    assert "has another BLAKE3 than the catalog says" in problem.what
+    registry.load("victim")
+
+
+@pytest.mark.parametrize("what", ["base", "task"])
+def test_a_deep_verify_trusts_no_checksum(registry: Registry, task: Task, what: str) -> None:
+    """The damage has got into the catalog as well, which no accident does."""
+    digest = registry.base("base").object if what == "base" else task.digest
+    path = path_of(registry, digest)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    set_checksum(registry, digest, blake3(content).hexdigest())
+    (problem,) = registry.verify(deep=True)
+    assert problem.subject == ("base base" if what == "base" else "task victim")
+    assert f"its name says {digest}" in problem.what
 
 
 def test_verify_tells_of_everything_that_is_wrong_at_once(registry: Registry, add: Add, task: Task) -> None:

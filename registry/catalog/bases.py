@@ -13,14 +13,14 @@ from ..records import Base, InputConfig, LayerInfo
 from .tables import BaseRow, LayerRow, ObjectRow
 
 
-def add(session: Session, base: Base) -> None:
-    """Record a base whose object is in the store.
+def add(session: Session, base: Base, checksum: str) -> None:
+    """Record a base whose object, with this checksum, is in the store.
 
     Raises:
         NameTakenError: if there is one of this name.
     """
     require_free(session, base.name)
-    add_object(session, base.object, base.bytes, "base")
+    add_object(session, base.object, base.bytes, "base", checksum)
     row = BaseRow(
         name=base.name,
         model=base.model,
@@ -48,11 +48,15 @@ def require_free(session: Session, name: str) -> None:
         )
 
 
-def add_object(session: Session, digest: str, size: int, kind: str) -> None:
-    """Record an object unless it is recorded already."""
-    if session.get(ObjectRow, digest) is None:
-        session.add(ObjectRow(digest=digest, size=size, kind=kind))
-        session.flush()
+def add_object(session: Session, digest: str, size: int, kind: str, checksum: str) -> None:
+    """Record an object; one that is recorded already gets its checksum anew, which it may have been without."""
+    session.merge(ObjectRow(digest=digest, size=size, kind=kind, checksum=checksum))
+    session.flush()
+
+
+def checksum(session: Session, digest: str) -> str | None:
+    """The checksum of an object; None if there is no such object, or it was recorded without."""
+    return session.scalar(select(ObjectRow.checksum).where(ObjectRow.digest == digest))
 
 
 def row(session: Session, name: str) -> BaseRow:

@@ -30,6 +30,7 @@ class PublishedCommon:
     """The object that the first task of a set brings."""
 
     digest: str
+    checksum: str
     bytes: int
     params: int
 
@@ -88,7 +89,7 @@ def join(session: Session, task: TaskRow, joined: CommonSet) -> None:
 def publish(session: Session, task: TaskRow, made: PublishedCommon) -> None:
     """Record the object of the set that a task began."""
     row = session.scalars(select(CommonRow).join(CommonTaskRow).where(CommonTaskRow.task_id == task.id)).one()
-    bases.add_object(session, made.digest, made.bytes, "common")
+    bases.add_object(session, made.digest, made.bytes, "common", made.checksum)
     row.object_digest, row.params = made.digest, made.params
 
 

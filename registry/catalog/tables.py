@@ -67,6 +67,9 @@ class ObjectRow(Row):
     size: Mapped[int] = mapped_column(BigInteger, comment="bytes")
     kind: Mapped[str] = mapped_column(String(16), comment="base or artifact")
     created: Mapped[datetime] = mapped_column(default=now)
+    checksum: Mapped[str | None] = mapped_column(
+        String(64), comment="BLAKE3 of the file, hexadecimal; none if a version before this column put it there"
+    )
 
 
 class BaseRow(Row):

@@ -21,11 +21,14 @@ class Published:
     """What ``publish`` writes of an artifact whose object is in the store.
 
     Attributes:
+        digest: SHA-256 of its file.
+        checksum: BLAKE3 of its file.
         metrics: of the stored artifact.
         common: what the task trained for others too, an object of its own.
     """
 
     digest: str
+    checksum: str
     bytes: int
     method: str
     encoding: str
@@ -126,7 +129,7 @@ def recode(session: Session, before: Task, made: Published) -> int:
 
 def _add_version(session: Session, task: TaskRow, made: Published, run: str | None) -> int:
     """Make an artifact the task's current version. Returns its number."""
-    bases.add_object(session, made.digest, made.bytes, "artifact")
+    bases.add_object(session, made.digest, made.bytes, "artifact", made.checksum)
     version = (task.current_version or 0) + 1
     artifact = ArtifactRow(
         task_id=task.id,

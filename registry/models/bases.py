@@ -22,6 +22,7 @@ from ..errors import PluginError, SettingsError
 from ..folders import scratch
 from ..home import check_name
 from ..records import Base, LayerInfo
+from ..store.files import checksum
 from ..store.tensors import digest, write_tensors
 from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta, without_drawing
 from .measure import layer_infos, parameters
@@ -87,7 +88,7 @@ def add(
                 layers=layer_infos(partition, tensors),
             )
             with context.catalog.write() as session:
-                bases.add(session, base)
+                bases.add(session, base, checksum(draft))
     return base
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
 
 from ..errors import StorageError
 
@@ -61,8 +64,17 @@ def flush(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal. Raises StorageError if the disk refuses to read it."""
+    return _hashed(path, "sha256")
+
+
+def checksum(path: Path) -> str:
+    """BLAKE3 of a file's bytes, hexadecimal: several times as fast. Raises StorageError as ``sha256`` does."""
+    return _hashed(path, blake3)
+
+
+def _hashed(path: Path, how: str | Callable[[], Any]) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as file:  # read, not mapped: the disk's refusal would be a signal there
+            return hashlib.file_digest(file, how).hexdigest()
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error

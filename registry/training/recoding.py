@@ -24,7 +24,7 @@ from ..models.bases import LoadedBase, load
 from ..models.build import on_meta
 from ..records import Run, Task, TaskLayer
 from ..store.artifact import Header, is_exact, read_artifact, tensor_bytes
-from ..store.files import sha256
+from ..store.files import checksum, sha256
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
 from .data import TaskData, open_data
@@ -108,6 +108,7 @@ class _Attempt:
         asked = {"encoding": self.settings.encoding, "encoding_tolerance": self.settings.encoding_tolerance}
         return tasks.Published(
             digest=sha256(draft.path),
+            checksum=checksum(draft.path),
             bytes=draft.size,
             method=task.method,
             encoding=draft.encoding,

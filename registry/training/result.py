@@ -15,7 +15,7 @@ from ..models.measure import footprint, roles
 from ..models.transforms import evaluation_transform
 from ..records import InputConfig, TaskLayer
 from ..store.artifact import tensor_bytes, write_artifact
-from ..store.files import sha256
+from ..store.files import checksum, sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
 from .data import TaskData
@@ -150,6 +150,7 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
     delta, path = result.delta, result.artifact
     return Published(
         digest=sha256(path),
+        checksum=checksum(path),
         bytes=path.stat().st_size,
         method=job.method.name,
         encoding=result.encoding,
@@ -168,7 +169,8 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
 def _common(result: Result) -> PublishedCommon | None:
     if result.common is None:
         return None
-    return PublishedCommon(sha256(result.common), result.common.stat().st_size, result.common_params)
+    path = result.common
+    return PublishedCommon(sha256(path), checksum(path), path.stat().st_size, result.common_params)
 
 
 def _layers(job: Job, delta: Delta, parts: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:
