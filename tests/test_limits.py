@@ -316,14 +316,27 @@ def test_what_is_open_shrinks_to_the_limit_and_is_fixed() -> None:
     judge.set_gradients(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     counts = []
     for done in (0.0, SHRINKS_AT, 0.15, 0.25, 0.39, FIXED_AT, 1.0):
-        fixed = judge.start_step(done)
-        assert fixed == (done == FIXED_AT)
+        told = judge.start_step(done)
         counts.append(sum(judge.wanted()))
+        assert told == (done == FIXED_AT or counts[-1] < counts[max(0, len(counts) - 2)])
     assert counts == sorted(counts, reverse=True)
     assert (counts[0], counts[-1]) == (4, 1)
     assert judge.wanted() == [False, False, False, True]
     assert judge.fixed
     assert judge.settled(0)
+
+
+def test_a_gate_that_has_closed_stays_so_whatever_it_would_be_worth() -> None:
+    judge = steering([10, 10, 10, 10], amount=20)
+    judge.worth = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    assert judge.start_step((SHRINKS_AT + FIXED_AT) / 2)
+    assert judge.wanted() == [True, True, False, False]
+    judge.worth = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert not judge.start_step((SHRINKS_AT + FIXED_AT) / 2)
+    assert judge.start_step(FIXED_AT)
+    assert judge.wanted() == [True, True, False, False]
+    judge.begin_again()
+    assert judge.choose() == [False, False, True, True]
 
 
 @given(
@@ -341,6 +354,29 @@ def test_the_choice_fits_and_leaves_out_nothing_that_would_fit(
     used = sum(price for price, opened in zip(prices, chosen, strict=True) if opened)
     assert used <= amount
     assert all(opened or used + price > amount for price, opened in zip(prices, chosen, strict=True))
+
+
+def test_a_layer_that_has_closed_trains_no_more_while_others_are_still_to_close() -> None:
+    model, _, adaptation = fitted(Taps(), (share(*bare(), of=0.2),))
+    assert isinstance(adaptation, TapsAdaptation)
+    for gate in adaptation.gates:
+        for live in gate.trainable() if gate.open else ():
+            live.value.add_(0.01 * torch.randn(live.base.shape))
+    assert adaptation.start_step(0.8 * SHRINKS_AT + 0.2 * FIXED_AT)
+    assert not adaptation.scores.fixed
+    closed = [gate for gate in adaptation.gates if not gate.open]
+    assert 0 < len(closed) < len(adaptation.gates)
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for gate in adaptation.gates:
+        assert trains.isdisjoint(gate.tensors) is not gate.open
+        assert gate.closed_for_good is not gate.open
+        assert all(torch.equal(live.value, live.base) is not gate.open for live in gate.trainable())
+    assert not adaptation.shortcuts, "while gates move, every position counts"
+
+    again, _, resumed = fitted(Taps(), (share(*bare(), of=0.2),))
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(adaptation.state_dict())
+    assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} == trains
 
 
 @pytest.mark.parametrize(("penalty", "power"), [("uniform", 0.0), ("root", 0.5), ("size", 1.0)])

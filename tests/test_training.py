@@ -99,14 +99,17 @@ def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
     assert not list((registry.home / "runs").glob("*/*.safetensors"))
 
 
-def test_a_run_with_fixed_gates_resumes_to_the_same_artifact(
-    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_with_closed_gates_resumes_to_the_same_artifact(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """Weights of layers that see large pictures rest then, and go on with what the optimiser kept of them."""
+    """In its first epoch some gates close, in its second all are fixed. Weights of layers that see large pictures rest
+    then, and go on with what the optimiser kept of them.
+    """
     told = {"epochs": 5, "method": "taps", "budget": "20%", "input_size": 96, "batch_size": 7}
     undisturbed = add("undisturbed", **told)
     with pytest.raises(Interrupted):
-        add("stopped", **told, progress=StopsAfter(3))
+        add("stopped", **told, progress=StopsAfter(stop))
     assert registry.resume_task("stopped").digest == undisturbed.digest
     monkeypatch.setattr(thin, "PLENTY", 10**9)
     assert add("all-positions", **told).digest != undisturbed.digest

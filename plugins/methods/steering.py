@@ -3,8 +3,8 @@
 All that could fit trains at first. Meanwhile the squared inner product ``<G, D>^2`` of each gate's gradient and delta
 is averaged over the steps: for gradients of log-likelihoods that is the delta's quadratic form in the Fisher
 information, twice what the loss rises, to second order, if the gate closes. From ``SHRINKS_AT`` to ``FIXED_AT`` of the
-run what may be open shrinks to the limits, and the gates worth most for their price stay. Then they are fixed: the rest
-of the run trains what will be stored, and nothing else.
+run what may be open shrinks to the limits, and the gates worth most for their price stay; others close for good. Then
+gates are fixed: the rest of the run trains what will be stored, and nothing else.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ class Steering:
         """Epochs make no difference."""
 
     def start_step(self, done: float) -> bool:
-        """Shrink what is open as the run goes on. Returns whether the gates are fixed from now on."""
+        """Shrink what is open as the run goes on. Returns whether gates have closed for good, or all are fixed now."""
         if self.fixed or done < SHRINKS_AT:
             return False
+        before = self.opened
         self.fixed = done >= FIXED_AT
         left = max(0.0, (FIXED_AT - done) / (FIXED_AT - SHRINKS_AT))
         self.opened = self.choose(1 + (self._excess() - 1) * left**3)
-        return self.fixed
+        return self.fixed or self.opened != before
 
     def _excess(self) -> float:
         """How many times the limits all gates together take that could be open."""
@@ -72,7 +73,7 @@ class Steering:
         return max(1.0, *shares)
 
     def choose(self, times: float = 1.0) -> list[bool]:
-        """The gates worth most for their price that fit into so many times the limits."""
+        """Of the gates that are open, those worth most for their price that fit into so many times the limits."""
         left = [times * free for free in self.free]
         value = [
             worth / max(1e-12, *(one / max(1, free) for one, free in zip(price, self.free, strict=True)))
@@ -81,7 +82,7 @@ class Steering:
         opened = [False] * len(self.gates)
         for gate in sorted(range(len(self.gates)), key=lambda gate: (-value[gate], gate)):
             price = self.prices[gate]
-            if self._fits(price, self.free) and self._fits(price, left):
+            if self.opened[gate] and self._fits(price, left):
                 opened[gate] = True
                 left = [free - one for one, free in zip(price, left, strict=True)]
         return opened

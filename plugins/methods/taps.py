@@ -33,7 +33,7 @@ class Gate:
     Attributes:
         layers: one, or those of a block.
         tensors: live, by name; parameters and (for norms) running statistics.
-        parked: the task's own values while the gate is closed; empty while it is open.
+        parked: the task's own values while the gate is closed, of no size if it is so for good; empty while it is open.
     """
 
     layers: tuple[Layer, ...]
@@ -44,16 +44,20 @@ class Gate:
     def open(self) -> bool:
         return not self.parked
 
+    @property
+    def closed_for_good(self) -> bool:
+        return any(not value.numel() for value in self.parked.values())
+
     def trainable(self) -> list[Live]:
         """Its parameters, without running statistics."""
         return [live for live in self.tensors.values() if isinstance(live.owner, nn.Parameter)]
 
     def inner(self) -> Tensor:
-        """``<G, D>`` summed over the gate's parameters, a scalar; ``D`` is the parked one while closed."""
+        """``<G, D>`` summed over the gate's parameters, a scalar; ``D`` is the parked one while closed, 0 for good."""
         products = [
             _inner(live.grad, (live.value if self.open else self.parked[live.name]) - live.base)
             for live in self.trainable()
-            if live.grad is not None
+            if live.grad is not None and not self.closed_for_good
         ]
         return torch.stack(products).sum() if products else next(iter(self.tensors.values())).base.new_zeros(())
 
@@ -91,7 +95,7 @@ class TapsAdaptation(Adaptation):
         self.scores = judge(groups, settings, device, costs, Stored(self.always), sizes)
         self.shortcuts: tuple[OfWeight, ...] = ()
         self.turn = 0  # of steps, where shortcuts take positions by turns
-        self._apply()
+        self._settle()
 
     def after_backward(self) -> None:
         """Take the gradients that a quarter of the positions gave; those weights need none of their own any more."""
@@ -148,23 +152,26 @@ class TapsAdaptation(Adaptation):
 
     @torch.no_grad()
     def start_step(self, done: float) -> bool:
-        fixed = self.scores.start_step(done)
-        if fixed:
-            self._fix()
-        return fixed
+        closed = self.scores.start_step(done)
+        if closed:
+            self._settle()
+        return closed
 
-    def _fix(self) -> None:
-        """Open and close gates for good: what is closed needs neither gradients nor its own values any more."""
+    def _settle(self) -> None:
+        """Open and close gates; within limits, what is closed needs neither gradients nor its own values any more."""
         self._apply()
+        if not self.settings.limits:
+            return
         moving = {id(live.owner) for gate in self.gates if gate.open for live in gate.trainable()}
         for gate in self.gates:
             for live in gate.trainable():
                 live.owner.requires_grad_(id(live.owner) in moving)
             if not gate.open:
                 gate.parked = dict.fromkeys(gate.tensors, torch.empty(0))
-        weights = [live for gate in self.gates if gate.open for live in gate.trainable()]
-        found = (of_weight(self.model, live, lambda: self.turn) for live in weights)
-        self.shortcuts = tuple(way for way in found if way is not None)
+        if self.scores.fixed:
+            weights = [live for gate in self.gates if gate.open for live in gate.trainable()]
+            found = (of_weight(self.model, live, lambda: self.turn) for live in weights)
+            self.shortcuts = tuple(way for way in found if way is not None)
 
     def begin_again(self) -> None:
         """Gates that were fixed may move again; those that were closed then start from the base."""
@@ -178,7 +185,7 @@ class TapsAdaptation(Adaptation):
                     gate.parked[name] = live.base.clone()
                 if isinstance(live.owner, nn.Parameter):
                     live.owner.requires_grad_(True)
-        self._apply()
+        self._settle()
 
     def end_epoch(self, epoch: int) -> None:
         if epoch + 1 == self.settings.epochs:
@@ -222,8 +229,8 @@ class TapsAdaptation(Adaptation):
         for gate in self.gates:
             parked = {name: state["parked"][name] for name in gate.tensors if name in state["parked"]}
             gate.parked = {name: value.to(gate.tensors[name].base.device) for name, value in parked.items()}
-        if self.scores.fixed:
-            self._fix()
+        if self.settings.limits:
+            self._settle()
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
