@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +88,8 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         query = select(TaskRow.name, CommonRow.object_digest).join_from(TaskRow, CommonTaskRow).join(CommonRow)
         shared = dict(session.execute(query).all())
     broken = dict(_broken(context, objects))
+    if deep:
+        broken |= _damaged(context, [row for row in objects if row.digest not in broken])
     problems = [Problem(f"object {digest}", what) for digest, what in broken.items()]
     digests = {base.name: base.digest for base in known}
     for base in known:
@@ -102,7 +104,7 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
             digest = str(shared[task.name])
             problems.append(Problem(f"task {task.name}", f"what it has in common, {digest}, {broken[digest]}"))
     if deep:
-        problems.extend(_deep(context, set(broken)))
+        problems.extend(_contents(context, broken))
         problems.extend(_checksums(context, [row for row in objects if row.digest not in broken]))
     return tuple(problems)
 
@@ -136,20 +138,31 @@ def _artifact(context: Context, task: str, digest: str, base_digest: str) -> Ite
         yield Problem(f"task {task}", f"belongs to the base with digest {header.base}, its base has {base_digest}")
 
 
-def _deep(context: Context, broken: set[str]) -> Iterator[Problem]:
-    """Every byte of what is there: digests of objects, tensors of bases, composition of tasks."""
+def _damaged(context: Context, objects: Sequence[Row[str, int, str | None]]) -> Iterator[tuple[str, str]]:
+    """Digests of objects whose bytes have another, whatever their checksums say, and which."""
+    from .store.files import sha256
+
+    for digest, _, _ in objects:
+        try:
+            found = sha256(context.store.path(digest))
+        except TapsError as error:
+            yield digest, f"cannot be read: {error}"
+        else:
+            if found != digest:
+                yield digest, f"is damaged: its SHA-256 is {found}"
+
+
+def _contents(context: Context, broken: Collection[str]) -> Iterator[Problem]:
+    """What good objects hold: tensors of bases, tasks to compose from them."""
     from .inference.compose import compose
     from .models.bases import load
-    from .store.objects import ObjectStore
     from .store.tensors import digest
 
-    store = ObjectStore(context.home.objects)  # knows no checksums: every digest is computed
     with context.catalog.read() as session:
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
     for base in (base for base in known if base.object not in broken):
         try:
-            store.get(base.object)
             loaded = load(context, base)
         except TapsError as error:
             yield Problem(f"base {base.name}", str(error))
@@ -159,18 +172,18 @@ def _deep(context: Context, broken: set[str]) -> Iterator[Problem]:
             yield Problem(f"base {base.name}", f"its tensors have the digest {found}, the catalog says {base.digest}")
         for task in (task for task in ready if task.base == base.name and task.digest not in broken):
             try:
-                compose(loaded, store.get(task.digest), store.get)
+                compose(loaded, context.store.get(task.digest), context.store.get)
             except TapsError as error:
                 yield Problem(f"task {task.name}", str(error))
 
 
 def _checksums(context: Context, objects: Sequence[Row[str, int, str | None]]) -> Iterator[Problem]:
-    """Objects that are good by their digest and not by their checksum; the others have been told of."""
-    from .store.files import checksum, sha256
+    """Good objects whose checksum says otherwise."""
+    from .store.files import checksum
 
     for digest, _, known in objects:
         path = context.store.path(digest)
         with suppress(TapsError):
-            if known is not None and checksum(path) != known and sha256(path) == digest:
+            if known is not None and checksum(path) != known:
                 what = "has another BLAKE3 than the catalog says: it is good, but loading it takes longer"
                 yield Problem(f"object {digest}", what)

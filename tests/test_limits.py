@@ -379,6 +379,21 @@ def test_a_layer_that_has_closed_trains_no_more_while_others_are_still_to_close(
     assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} == trains
 
 
+def test_several_processes_agree_once_on_what_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change would cost buckets for all gradients anew. Gates close all the same."""
+    monkeypatch.setattr("taps_registry.plugins.methods.taps.gradients_are_averaged", lambda: True)
+    model, _, adaptation = fitted(Taps(), (share(*bare(), of=0.2),))
+    assert isinstance(adaptation, TapsAdaptation)
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not adaptation.start_step(0.8 * SHRINKS_AT + 0.2 * FIXED_AT)
+    adaptation.after_step()
+    assert 0 < sum(not gate.open for gate in adaptation.gates) < len(adaptation.gates)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trains
+    assert adaptation.start_step(FIXED_AT)
+    assert all(live.owner.requires_grad is gate.open for gate in adaptation.gates for live in gate.trainable())
+    assert not adaptation.start_step(1.0)
+
+
 @pytest.mark.parametrize(("penalty", "power"), [("uniform", 0.0), ("root", 0.5), ("size", 1.0)])
 def test_the_penalty_is_what_autograd_says_for_every_weighting(penalty: str, power: float) -> None:
     sizes = [4, 100, 1, 9]

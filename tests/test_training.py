@@ -283,15 +283,16 @@ def test_a_gpu_trains_in_every_precision(registry: Registry, add: Add, precision
     assert registry.verify(deep=True) == ()
 
 
-def test_two_processes_train_one_task(registry: Registry, images: Path) -> None:
-    """In a process of its own: torch's process groups do not outlive it."""
+@pytest.mark.parametrize("told", [{}, {"method": "taps", "budget": "20%"}], ids=str)
+def test_two_processes_train_one_task(registry: Registry, images: Path, told: dict[str, str]) -> None:
+    """In a process of its own: torch's process groups do not outlive it. The budget changes what trains on the way."""
     program = f"""
 import json, warnings
 from taps_registry import Registry
 if __name__ == "__main__":
     with Registry.open({str(registry.home)!r}) as registry:
         task = registry.add_task("two", "base", {str(images)!r}, epochs=2, batch_size=4, processes=2, device="cpu",
-                                 tracker="none", augment="none", workers=0)
+                                 tracker="none", augment="none", workers=0, **{told!r})
         print(json.dumps([task.state, task.open_layers, len(registry.verify(deep=True))]))
 """
     script = registry.home / "two.py"

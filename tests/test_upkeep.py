@@ -18,6 +18,7 @@ from taps_registry import Registry
 from taps_registry.registry.errors import BudgetError, IntegrityError, Interrupted
 from taps_registry.registry.folders import held
 from taps_registry.registry.records import Collected, Task
+from taps_registry.registry.store.files import sha256
 from taps_registry.registry.store.packed import open_packed, write_packed
 from taps_registry.registry.training.progress import EpochResult, Progress
 
@@ -252,7 +253,7 @@ def test_a_deep_verify_finds_a_byte_that_changed_and_names_the_task(registry: Re
     path.write_bytes(content)
     problems = registry.verify(deep=True)
     assert "task victim" in {problem.subject for problem in problems}
-    assert f"its name says {task.digest}" in said(registry, deep=True)
+    assert f"object {task.digest}: is damaged: its SHA-256 is {sha256(path)}" in said(registry, deep=True)
     with pytest.raises(IntegrityError, match="is damaged"):
         registry.load("victim")
     registry.load("bystander")
@@ -296,9 +297,21 @@ def test_a_deep_verify_finds_a_base_whose_bytes_changed(registry: Registry, task
     content[-1] ^= 1
     path.write_bytes(content)
     assert registry.verify() == ()
+    itself, used = registry.verify(deep=True)
+    assert (itself.subject, used.subject) == (f"object {registry.base('base').object}", "base base")
+    assert all("is damaged" in problem.what for problem in (itself, used))
+
+
+def test_a_deep_verify_finds_damage_in_an_earlier_version_that_is_still_there(registry: Registry, task: Task) -> None:
+    registry.recode("victim", "bf16")
+    path = path_of(registry, task.digest)
+    path.write_bytes(bytes(task.bytes))
+    assert registry.verify() == ()
     (problem,) = registry.verify(deep=True)
-    assert problem.subject == "base base"
+    assert problem.subject == f"object {task.digest}"
     assert "is damaged" in problem.what
+    path.unlink()
+    assert registry.verify(deep=True) == (), "as gc does"
 
 
 def set_checksum(registry: Registry, digest: str, checksum: str) -> None:
@@ -328,9 +341,10 @@ def test_a_deep_verify_trusts_no_checksum(registry: Registry, task: Task, what: 
     content[-1] ^= 1
     path.write_bytes(content)
     set_checksum(registry, digest, blake3(content).hexdigest())
-    (problem,) = registry.verify(deep=True)
-    assert problem.subject == ("base base" if what == "base" else "task victim")
-    assert f"its name says {digest}" in problem.what
+    itself, used = registry.verify(deep=True)
+    assert itself.subject == f"object {digest}"
+    assert used.subject == ("base base" if what == "base" else "task victim")
+    assert f"is damaged: its SHA-256 is {sha256(path)}" in itself.what
 
 
 def test_verify_tells_of_everything_that_is_wrong_at_once(registry: Registry, add: Add, task: Task) -> None:

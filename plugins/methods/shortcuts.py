@@ -170,6 +170,11 @@ class OfWeight(Shortcut):
         return self.thinned
 
 
+def gradients_are_averaged() -> bool:
+    """Whether several processes train: of every parameter that was to train when they agreed on it, in each step."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _sum(*several: Gradients | None) -> Gradients:
     return tuple(map(_added, zip(*(one for one in several if one is not None), strict=True)))
 
@@ -194,13 +199,9 @@ def of_weight(model: nn.Module, live: Live, turn: Turn) -> OfWeight | None:
 
 
 def _owner(model: nn.Module, live: Live) -> nn.Conv2d | nn.Linear | None:
-    """The layer that has this weight, if it computes what a shortcut takes it to, and not something of its own.
-
-    None where several processes train: they average the gradients of weights.
-    """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    """The layer that has this weight, if it computes what a shortcut takes it to, and not something of its own."""
     module = model.get_submodule(tensor_of(live.name).rpartition(".")[0])
-    if several or getattr(module, "weight", None) is not live.owner:
+    if gradients_are_averaged() or getattr(module, "weight", None) is not live.owner:
         return None
     if isinstance(module, nn.Conv2d):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)

@@ -23,7 +23,7 @@ from ..architectures import Layer, Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Live, Method, MethodSettings, Stored, head_and_norms, live_tensors
 from .gating import gate_groups, judge
-from .shortcuts import OfWeight, of_weight
+from .shortcuts import OfWeight, gradients_are_averaged, of_weight
 
 
 @dataclass
@@ -153,6 +153,8 @@ class TapsAdaptation(Adaptation):
     @torch.no_grad()
     def start_step(self, done: float) -> bool:
         closed = self.scores.start_step(done)
+        if closed and gradients_are_averaged():  # they agree on what trains at the start, and once all gates are fixed
+            closed = self.scores.fixed
         if closed:
             self._settle()
         return closed

@@ -70,6 +70,7 @@ def add(
     with scratch(context.home) as folder:
         draft = folder / "base.safetensors"
         write_tensors(draft, tensors)
+        blake3 = checksum(draft)
         with context.home.lock():
             stored = context.store.put(draft)
             base = Base(
@@ -88,7 +89,7 @@ def add(
                 layers=layer_infos(partition, tensors),
             )
             with context.catalog.write() as session:
-                bases.add(session, base, checksum(draft))
+                bases.add(session, base, blake3)
     return base
 
 
