@@ -419,8 +419,9 @@ class Registry:
             record = tasks.ready(session, task)
             base = bases.get(session, record.base)
         store = self._context.store
+        artifact = store.get(record.digest)
         with load_and_build(self._context, base, len(record.classes)) as (loaded, blank):
-            return record, base, compose(loaded, store.get(record.digest), store.get, blank)
+            return record, base, compose(loaded, artifact, store.get, blank)
 
     # Upkeep
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,21 +194,6 @@ def test_what_is_done_to_a_loaded_model_reaches_neither_the_base_nor_a_file(
             tensor.fill_(7)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.tensors.items())
     assert registry.verify(deep=True) == ()
-
-
-@pytest.mark.parametrize(("threads", "left"), [(4, 3), (1, 1)])
-def test_torch_has_a_thread_less_only_while_a_base_is_checked(registry: Registry, threads: int, left: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for failure in (None, ValueError("of the block")):
-            with suppress(ValueError), bases.load_and_build(registry._context, registry.base("base"), 3):
-                assert torch.get_num_threads() == left
-                if failure:
-                    raise failure
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_closed_layer_is_the_bases_own_tensor(registry: Registry, add: Callable[..., Any]) -> None:

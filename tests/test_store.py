@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
+import random
 import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +23,9 @@ from torch import Tensor
 
 from taps_registry.registry.errors import IntegrityError, StorageError
 from taps_registry.registry.store import objects
-from taps_registry.registry.store.files import checksum, in_place, sha256, write_file
+from taps_registry.registry.store.files import CHUNK, checksum, in_place, sha256, write_file
 from taps_registry.registry.store.objects import ObjectStore, StoredObject
-from taps_registry.registry.store.tensors import digest, write_tensors
+from taps_registry.registry.store.tensors import OnDisk, digest, write_tensors
 
 OLD, NEW = b"the old bytes", b"the new bytes, which are more"
 
@@ -187,15 +189,24 @@ def test_leftovers_are_the_drafts_of_crashes(store: ObjectStore, source: Path) -
     assert store.leftovers() == [draft]
 
 
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 1])
+def test_sums_are_of_all_bytes_of_a_file(tmp_path: Path, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert checksum(tmp_path / "file") == blake3(content).hexdigest()
+
+
 def test_a_disk_that_cannot_be_read_is_an_error_of_ours(
     store: ObjectStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = store.put(source)
 
-    def failing(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    class Failing(io.RawIOBase):
+        def readinto(self, _: Any) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(hashlib, "file_digest", failing)
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Failing())
     for known in (store, ObjectStore(store.root, lambda digest: "0" * 64)):
         with pytest.raises(StorageError, match="Cannot read"):
             known.get(stored.digest)
@@ -402,7 +413,10 @@ def test_tensors_read_back_as_they_were_written(tmp_path: Path, dtype: torch.dty
         "x": torch.ones(2, dtype=dtype),
     }
     write_tensors(tmp_path / "file", tensors)
-    found = load_file(tmp_path / "file")
+    found = OnDisk(tmp_path / "file")
+    assert (len(found), set(found)) == (3, set(tensors))
+    assert "y" not in found
+    assert found["x"] is found["x"], "read once"
     assert {n: (t.shape, t.dtype) for n, t in found.items()} == {n: (t.shape, t.dtype) for n, t in tensors.items()}
     assert digest(found) == digest(tensors)
 

@@ -10,7 +10,7 @@ work. With 16 of 64 positions, in the first stages of the benchmark's ResNet and
 twice as many at least.
 
 Of a transformer's patches, every other is taken: as rows of a matrix they need no copy. With 32 of 64 patches, 10 % of
-the storage gave 0.3 +- 0.6 points less. A copy of half the rows would take as long as the products of the other half.
+the storage gave 0.3 +- 0.6 points less, with 16 of them 2.0 +- 0.6.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...plugins.architectures import Partition
@@ -23,7 +22,7 @@ from ..folders import scratch
 from ..home import check_name
 from ..records import Base, LayerInfo
 from ..store.files import checksum
-from ..store.tensors import digest, write_tensors
+from ..store.tensors import OnDisk, digest, write_tensors
 from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta, without_drawing
 from .measure import layer_infos, parameters
 
@@ -180,26 +179,15 @@ def load_and_build(context: Context, base: Base, classes: int) -> Iterator[tuple
 
 @contextmanager
 def _being_checked(context: Context, base: Base, build: Callable[[], nn.Module]) -> Iterator[tuple[LoadedBase, Blank]]:
-    with ThreadPoolExecutor(1) as beside, _a_processor_less():
+    with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(context.store.get, base.object)
         _require_plugin(context.plugins, base)
         model = build()
         blank = Blank(model, _as_laid_out(context.plugins, base, model))
         try:
-            yield LoadedBase(base, load_file(context.store.path(base.object)), context.plugins), blank
+            yield LoadedBase(base, OnDisk(context.store.path(base.object)), context.plugins), blank
         finally:
             checked.result()
-
-
-@contextmanager
-def _a_processor_less() -> Iterator[None]:
-    """Leave one to somebody else: threads of torch that share it wait for each other longer than they help."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _require_plugin(plugins: PluginManager, base: Base) -> None:

@@ -23,6 +23,7 @@ from ...plugins.encodings.products import ThinProduct
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError, PluginError
+from ..threads import side_by_side
 from .packed import INDEX, SMALL, PackedFile, open_packed, text_bytes, write_packed
 
 FORMAT = 4
@@ -314,11 +315,11 @@ def read_artifact(
     with _opened(path) as (header, file):
         if header.base != base_digest:
             raise IntegrityError(f"{path} belongs to the base with digest {header.base}, not to {base_digest}.")
-        decoded = {
-            name: _decode(name, entry, {part: file.tensor(key(name, part)) for part in entry.parts}, base, plugins)
-            for name, entry in header.tensors.items()
+        stored = {
+            name: {part: file.tensor(key(name, part)) for part in entry.parts} for name, entry in header.tensors.items()
         }
-    return header, decoded
+    values = side_by_side(lambda name: _decode(name, header.tensors[name], stored[name], base, plugins), stored)
+    return header, dict(zip(stored, values, strict=True))
 
 
 def _decode(

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from ..errors import StorageError
 from .files import in_place
+
+
+class OnDisk(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, on the CPU, each read when it is first asked for. Nobody writes to them.
+
+    Raises:
+        SafetensorError: if the file is not of that kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = cast(Any, safe_open(path, framework="pt"))
+        self._read: dict[str, Tensor | None] = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._read[name]
+        if found is None:
+            found = self._read[name] = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
