@@ -85,7 +85,7 @@ def verify(session: Session, deep: bool, form: str) -> int:
     else:
         for problem in problems:
             click.echo(f"{problem.subject}: {problem.what}")
-        say(f"{len(problems)} problems." if problems else "All is well.")
+        say({0: "All is well.", 1: "1 problem."}.get(len(problems), f"{len(problems)} problems."))
     return IntegrityError.exit_code if problems else 0
 
 

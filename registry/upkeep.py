@@ -82,7 +82,8 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         What is wrong; empty if all is well.
     """
     with context.catalog.read() as session:
-        objects = _kept(context, session)
+        earlier = _earlier(session)
+        objects = _kept(context, session, earlier)
         known = bases.listing(session)
         ready = [task for task in tasks.listing(session) if task.state == "ready"]
         query = select(TaskRow.name, CommonRow.object_digest).join_from(TaskRow, CommonTaskRow).join(CommonRow)
@@ -103,16 +104,25 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
         if shared.get(task.name) in broken:
             digest = str(shared[task.name])
             problems.append(Problem(f"task {task.name}", f"what it has in common, {digest}, {broken[digest]}"))
+    for digest in (digest for digest in broken if digest in earlier):
+        what = f"the object of an earlier version of it, {digest}, {broken[digest]}; `taps-registry gc` removes it"
+        problems.append(Problem(f"task {earlier[digest]}", what))
     if deep:
         problems.extend(_contents(context, broken))
         problems.extend(_checksums(context, [row for row in objects if row.digest not in broken]))
     return tuple(problems)
 
 
-def _kept(context: Context, session: Session) -> list[Row[str, int, str | None]]:
+def _earlier(session: Session) -> dict[str, str]:
+    """Digests of versions that are not current, and whose they are."""
+    found = session.execute(select(ArtifactRow.digest, TaskRow.name).join_from(ArtifactRow, TaskRow)).all()
+    current = tasks.current_digests(session)
+    return {digest: task for digest, task in found if digest not in current}
+
+
+def _kept(context: Context, session: Session, earlier: Collection[str]) -> list[Row[str, int, str | None]]:
     """Digests, sizes and checksums of the objects that are to be there; those of earlier versions may be gone."""
     rows = session.execute(select(ObjectRow.digest, ObjectRow.size, ObjectRow.checksum)).all()
-    earlier = set(session.scalars(select(ArtifactRow.digest))) - tasks.current_digests(session)
     return [row for row in rows if row.digest not in earlier or context.store.path(row.digest).exists()]
 
 

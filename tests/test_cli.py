@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -391,7 +393,16 @@ def test_verify_exits_with_9_and_names_what_is_missing(cli: Cli, copied: Path, f
     assert digest in result.out
     if form == "json":
         assert one_document(result.out)["problems"][0]["subject"] == f"object {digest}"
+    else:
+        assert "2 problems." in result.err
     assert cli("--home", copied, "predict", "cars", "x.png").code == 9
+
+
+def test_verify_counts_one_problem_as_one(cli: Cli, copied: Path) -> None:
+    with closing(sqlite3.connect(copied / "catalog.sqlite")) as catalog, catalog:
+        catalog.execute("INSERT INTO taps_objects VALUES (?, 1, 'artifact', '2026-01-01', NULL)", ["0" * 64])
+    result = cli("--home", copied, "verify")
+    assert (result.code, result.err.strip()) == (9, "1 problem.")
 
 
 def test_unreadable_images_are_listed_below_the_error(cli: Cli, home: Path, images: Path, tmp_path: Path) -> None:

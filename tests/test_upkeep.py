@@ -307,11 +307,12 @@ def test_a_deep_verify_finds_damage_in_an_earlier_version_that_is_still_there(re
     path = path_of(registry, task.digest)
     path.write_bytes(bytes(task.bytes))
     assert registry.verify() == ()
-    (problem,) = registry.verify(deep=True)
-    assert problem.subject == f"object {task.digest}"
-    assert "is damaged" in problem.what
-    path.unlink()
-    assert registry.verify(deep=True) == (), "as gc does"
+    itself, used = registry.verify(deep=True)
+    assert (itself.subject, used.subject) == (f"object {task.digest}", "task victim")
+    assert itself.what in used.what
+    assert "an earlier version of it" in used.what
+    registry.gc()
+    assert registry.verify(deep=True) == ()
 
 
 def set_checksum(registry: Registry, digest: str, checksum: str) -> None:
