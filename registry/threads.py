@@ -22,9 +22,14 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item]) -> list[Ma
         what ``work`` raises of the first item for which it does.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=_take_one) as pool:
             return list(pool.map(work, items))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # of this thread it never changed, but it is what new ones begin with
+
+
+def _take_one() -> None:
+    """Let operations of this thread have one thread, whatever others are told meanwhile."""
+    torch.get_num_threads()  # the first operation would ask for what new threads begin with, and forget what follows
+    torch.set_num_threads(1)

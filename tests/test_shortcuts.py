@@ -287,6 +287,20 @@ def test_rows_of_a_weight_have_no_shortcut() -> None:
     assert of_weight(model, live_tensors(model, ["layer.weight[24:48]"])["layer.weight[24:48]"], lambda: 0) is None
 
 
+def test_where_several_processes_train_no_weight_has_a_shortcut() -> None:
+    """They average the gradients of weights, and would each go on with factors of their own."""
+    model = Around(nn.Linear(40, 30))
+    live = live_tensors(model, ["layer.weight"])["layer.weight"]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert with_factors(model, "layer.weight", 2)[0] is None
+        assert of_weight(model, live, lambda: 0) is None
+    finally:
+        torch.distributed.destroy_process_group()
+    assert with_factors(model, "layer.weight", 2)[0] is not None
+    assert of_weight(model, live, lambda: 0) is not None
+
+
 def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_same() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from taps_registry.registry.threads import side_by_side
+
+
+def in_a_new_thread(work: Callable[[], int]) -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 @pytest.fixture(params=[1, 3])
@@ -32,7 +38,26 @@ def test_so_many_work_at_a_time_and_each_operation_has_one_thread(threads: int) 
         return torch.get_num_threads()
 
     assert side_by_side(work, range(threads)) == [1] * threads
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == in_a_new_thread(torch.get_num_threads) == threads
+
+
+def test_who_else_is_at_it_keeps_the_threads_of_torch(threads: int) -> None:
+    """Two threads load tasks at once; one begins while the other is in the middle."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def first(_: int) -> int:
+        begun.set()
+        ended.wait(timeout=30)
+        return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(lambda: (side_by_side(first, range(1)), torch.get_num_threads()))
+        begun.wait(timeout=30)
+        assert torch.get_num_threads() == threads
+        assert side_by_side(lambda _: torch.get_num_threads(), range(4)) == [1] * 4
+        ended.set()
+        assert waiting.result() == ([1], threads)
+    assert torch.get_num_threads() == in_a_new_thread(torch.get_num_threads) == threads
 
 
 def test_the_first_failure_is_raised_and_torch_has_its_threads_again(threads: int) -> None:
