@@ -6,6 +6,7 @@ Every method is one verb. What it needs of torch or timm is imported when it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -419,9 +420,10 @@ class Registry:
             record = tasks.ready(session, task)
             base = bases.get(session, record.base)
         store = self._context.store
-        artifact = store.get(record.digest)
-        with load_and_build(self._context, base, len(record.classes)) as (loaded, blank):
-            return record, base, compose(loaded, artifact, store.get, blank)
+        with ThreadPoolExecutor(1) as reader:
+            artifact = reader.submit(store.get, record.digest)
+            with load_and_build(self._context, base, len(record.classes), reader) as (loaded, blank):
+                return record, base, compose(loaded, artifact.result(), store.get, blank)
 
     # Upkeep
 

@@ -157,37 +157,41 @@ def load(context: Context, base: Base) -> LoadedBase:
         with on_meta():
             return create(context.plugins, base.model, base.arguments)
 
-    with _being_checked(context, base, on_no_memory) as (loaded, _):
+    with ThreadPoolExecutor(1) as reader, _being_checked(context, base, on_no_memory, reader) as (loaded, _):
         return loaded
 
 
 @contextmanager
-def load_and_build(context: Context, base: Base, classes: int) -> Iterator[tuple[LoadedBase, Blank]]:
+def load_and_build(
+    context: Context, base: Base, classes: int, reader: ThreadPoolExecutor
+) -> Iterator[tuple[LoadedBase, Blank]]:
     """Read a base's tensors, and build a model with so many classes to load them into.
 
     The bytes are checked while that is done and while the block runs: nothing of it is good until it has ended. It ends
-    as ``load`` does if they are damaged, whatever else has come of that.
+    as ``load`` does if they are damaged, whatever else has come of that. The reader checks them, after what it has been
+    given to do before.
     """
 
     def without_values() -> nn.Module:
         with without_drawing():
             return create(context.plugins, base.model, {**base.arguments, "num_classes": classes})
 
-    with _being_checked(context, base, without_values) as found:
+    with _being_checked(context, base, without_values, reader) as found:
         yield found
 
 
 @contextmanager
-def _being_checked(context: Context, base: Base, build: Callable[[], nn.Module]) -> Iterator[tuple[LoadedBase, Blank]]:
-    with ThreadPoolExecutor(1) as beside:
-        checked = beside.submit(context.store.get, base.object)
-        _require_plugin(context.plugins, base)
-        model = build()
-        blank = Blank(model, _as_laid_out(context.plugins, base, model))
-        try:
-            yield LoadedBase(base, OnDisk(context.store.path(base.object)), context.plugins), blank
-        finally:
-            checked.result()
+def _being_checked(
+    context: Context, base: Base, build: Callable[[], nn.Module], reader: ThreadPoolExecutor
+) -> Iterator[tuple[LoadedBase, Blank]]:
+    checked = reader.submit(context.store.get, base.object)
+    _require_plugin(context.plugins, base)
+    model = build()
+    blank = Blank(model, _as_laid_out(context.plugins, base, model))
+    try:
+        yield LoadedBase(base, OnDisk(context.store.path(base.object)), context.plugins), blank
+    finally:
+        checked.result()
 
 
 def _require_plugin(plugins: PluginManager, base: Base) -> None:

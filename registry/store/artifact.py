@@ -318,8 +318,15 @@ def read_artifact(
         stored = {
             name: {part: file.tensor(key(name, part)) for part in entry.parts} for name, entry in header.tensors.items()
         }
-    values = side_by_side(lambda name: _decode(name, header.tensors[name], stored[name], base, plugins), stored)
-    return header, dict(zip(stored, values, strict=True))
+
+    def value(name: str) -> Tensor:
+        return _decode(name, header.tensors[name], stored[name], base, plugins)
+
+    encoded = [
+        name for name in stored if header.tensors[name].encoding
+    ]  # to hand over others takes longer than they do
+    decoded = dict(zip(encoded, side_by_side(value, encoded), strict=True))
+    return header, {name: decoded[name] if name in decoded else value(name) for name in stored}
 
 
 def _decode(
