@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,18 @@ def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: P
         assert 0 < result["low"] <= result["ratio"] <= result["high"]
     opened, layers = (int(word) for word in found["results"][6]["note"].split(" layers")[0].split(" of "))
     assert 0 < opened < layers
+
+
+def test_loading_is_held_against_files_that_nobody_has_read(tmp_path: Path) -> None:
+    found = measured("speed.run", tmp_path / "speed.json", "--quick", "--part", "files", "--model", "test_resnet")
+    sizes, speeds = found["results"][:4], found["results"][4:]
+    assert all("bytes of the file of a task / of its tensors" in result["what"] for result in sizes)
+    assert all(1 < result["ratio"] == result["low"] == result["high"] for result in sizes)
+    assert [result["what"].partition(": ")[2] for result in speeds] == [
+        "reading base and artifact from the disk / loading the task from it",
+        "reading base and artifact from the page cache / loading the task",
+        "copying base and artifact in memory / loading the task",
+        "reading base and artifact from the page cache / composing the task",
+    ]
+    assert re.fullmatch(r"\d+ MB, which the disk gave at \d+ MB/s", speeds[0]["note"])
+    assert all(0 < result["low"] <= result["ratio"] <= result["high"] for result in speeds)

@@ -187,7 +187,8 @@ def ready(session: Session, name: str) -> Task:
     task = get(session, name)
     if task.state != "ready":
         raise NotFoundError(
-            f"The task {name!r} is still in training. Finish it with `taps-registry add-task {name} --resume`."
+            f"The task {name!r} is still in training. If that was stopped, `taps-registry add-task {name} --resume` "
+            "finishes it."
         )
     return task
 
