@@ -64,20 +64,21 @@ def _from_the_disk(registry: Registry, name: str, pairs: int) -> Ratio:
         shutil.copytree(original, copy)
         _forget(path for path in copy.rglob("*") if path.is_file())
 
-    def seconds(work: Callable[[Registry], object]) -> float:
+    def seconds(work: Callable[[Registry, list[Path]], object]) -> float:
         with Registry.open(unread.pop(0)) as copied:
             copied.plugins()  # found once, and not anew for each task
+            paths = _files(copied, name)
             begun = perf_counter()
-            work(copied)
+            work(copied, paths)
             return perf_counter() - begun
 
     spent: list[float] = []
 
     def reading() -> float:
-        spent.append(seconds(lambda copied: [path.read_bytes() for path in _files(copied, name)]))
+        spent.append(seconds(lambda _, paths: [path.read_bytes() for path in paths]))
         return spent[-1]
 
-    ratios = in_turns(reading, lambda: seconds(lambda copied: copied.load(name, device="cpu")), pairs)
+    ratios = in_turns(reading, lambda: seconds(lambda copied, _: copied.load(name, device="cpu")), pairs)
     size = _megabytes(registry, name)
     what = f"{_base(registry, name).model}: reading base and artifact from the disk / loading the task from it"
     note = f"{size:.0f} MB, which the disk gave at {size / statistics.median(spent):.0f} MB/s"
@@ -110,10 +111,9 @@ def _base(registry: Registry, name: str) -> Base:
 
 
 def _files(registry: Registry, name: str) -> list[Path]:
-    """Of a task and its base."""
-    return [
-        registry._context.store.path(digest) for digest in (_base(registry, name).object, registry.task(name).digest)
-    ]
+    """Of a base and a task."""
+    digests = _base(registry, name).object, registry.task(name).digest
+    return [registry._context.store.path(digest) for digest in digests]
 
 
 def _megabytes(registry: Registry, name: str) -> float:

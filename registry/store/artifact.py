@@ -322,9 +322,7 @@ def read_artifact(
     def value(name: str) -> Tensor:
         return _decode(name, header.tensors[name], stored[name], base, plugins)
 
-    encoded = [
-        name for name in stored if header.tensors[name].encoding
-    ]  # to hand over others takes longer than they do
+    encoded = [name for name in stored if header.tensors[name].encoding]  # others take less than handing them over
     decoded = dict(zip(encoded, side_by_side(value, encoded), strict=True))
     return header, {name: decoded[name] if name in decoded else value(name) for name in stored}
 
