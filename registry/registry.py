@@ -421,7 +421,7 @@ class Registry:
             base = bases.get(session, record.base)
         store = self._context.store
         with ThreadPoolExecutor(1) as reader:
-            artifact = reader.submit(store.get, record.digest)
+            artifact = reader.submit(store.get, record.digest)  # then the base's, while the model is built
             with load_and_build(self._context, base, len(record.classes), reader) as (loaded, blank):
                 return record, base, compose(loaded, artifact.result(), store.get, blank)
 

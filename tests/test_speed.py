@@ -6,8 +6,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from taps_registry import Registry
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
+
+from benchmarks.speed.files import _from_the_disk
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +64,7 @@ def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: P
     assert 0 < opened < layers
 
 
-def test_loading_is_held_against_files_that_nobody_has_read(tmp_path: Path) -> None:
+def test_files_are_measured_and_loading_them(tmp_path: Path) -> None:
     found = measured("speed.run", tmp_path / "speed.json", "--quick", "--part", "files", "--model", "test_resnet")
     sizes, speeds = found["results"][:4], found["results"][4:]
     assert all("bytes of the file of a task / of its tensors" in result["what"] for result in sizes)
@@ -68,3 +77,20 @@ def test_loading_is_held_against_files_that_nobody_has_read(tmp_path: Path) -> N
     ]
     assert re.fullmatch(r"\d+ MB, which the disk gave at \d+ MB/s", speeds[0]["note"])
     assert all(0 < result["low"] <= result["ratio"] <= result["high"] for result in speeds)
+
+
+def test_loading_from_the_disk_reads_no_copy_of_a_home_twice(
+    registry: Registry, add: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("task")
+    opened: list[Path] = []
+    usual = Registry.open
+
+    def noted(home: Path) -> Registry:
+        opened.append(home)
+        return usual(home)
+
+    monkeypatch.setattr(Registry, "open", noted)
+    _from_the_disk(registry, "task", 2)
+    assert len(opened) == len(set(opened)) == 4
+    assert registry._context.home.root not in opened
