@@ -140,6 +140,47 @@ def test_of_small_pictures_and_of_sequences_every_position_is_heard(case: str, s
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
+class First(Around):
+    """A layer that images come to, which have no gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.scale * self.layer(x)).square().mean()
+
+
+def test_a_patch_embedding_hears_every_patch() -> None:
+    torch.manual_seed(0)
+    model, x = First(nn.Conv2d(3, 24, 4, stride=4)), torch.randn(2, 3, 48, 52)
+    way, pair, base = with_factors(model, "layer.weight", 2, lambda: 0)
+    assert way is not None
+    model(x).backward()
+    way.judge()
+    assert way.trusted
+    model.layer.weight.requires_grad_(False)
+    for _ in range(2):  # on trial, and trusted
+        for factor in pair:
+            factor.grad = None
+        if way.found is None:
+            model(x).backward()
+        assert way.pull_back()
+        assert not way.thinned, "neighbours share no pixel"
+        for factor, gradient in zip(pair, wanted(model, "layer.weight", base, pair, x), strict=True):
+            torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_first_layer_without_a_bias_that_trains_goes_the_long_way() -> None:
+    """If its weight asked for no gradient, none would come there."""
+    for bias in (False, True):
+        model = First(nn.Conv2d(3, 24, 7, stride=2, padding=3, bias=bias))
+        if bias:
+            model.layer.bias.requires_grad_(False)
+        way, *_ = with_factors(model, "layer.weight", 2)
+        assert way is not None
+        model(torch.randn(2, 3, 12, 12)).backward()
+        way.judge()
+        assert way.trusted is False
+        assert not way.pull_back()
+
+
 class OfTokens(Around):
     """A layer of a transformer that tells what its sequences are."""
 
@@ -224,8 +265,11 @@ def test_directions_of_a_vision_transformer_hear_half_of_the_patches() -> None:
         live.value.add_(0.01 * torch.randn(live.base.shape))
     adaptation.start_step(1.0)
     backward(model, adaptation, 192)
-    thinned = {name for name, way in adaptation.shortcuts.items() if way.trusted and way.thinned}
+    assert all(way.trusted for way in adaptation.shortcuts.values())
+    thinned = {name for name, way in adaptation.shortcuts.items() if way.thinned}
     assert thinned == {name for name in adaptation.shortcuts if "blocks" in name}
+    assert "patch_embed.proj.weight" in adaptation.shortcuts
+    assert not model.patch_embed.proj.weight.requires_grad
 
 
 def of_all_positions(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

@@ -78,14 +78,18 @@ class Shortcut(ABC):
         self._handle.remove()
 
     def _listen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad and len(inputs) == 1 and inputs[0].requires_grad:
+        if output.requires_grad and len(inputs) == 1 and self._is_reached(inputs[0]):
             given = [inputs[0].detach()]  # let go as soon as it is used: a hook outlives the backward pass
             output.register_hook(lambda gradient: self._learn(given.pop(), gradient))  # type: ignore[no-untyped-call]
+
+    def _is_reached(self, given: Tensor) -> bool:
+        """Whether gradients come to the outputs even where the weight asks for none."""
+        return given.requires_grad or (self.module.bias is not None and self.module.bias.requires_grad)
 
     @torch.no_grad()
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
         seen = Seen.of(self.module, given.to(gradient.dtype), gradient, self.rows, self.tokens)
-        parts = seen.sample(self.turn()) if self.turn is not None and seen.is_plenty else (seen,)
+        parts = (seen,) if self.turn is None else seen.sample(self.turn())
         self.thinned |= parts[0] is not seen
         made = _sum(*map(self._of, parts))
         self.found = _sum(self.found, made)

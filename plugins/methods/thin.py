@@ -10,12 +10,13 @@ work. With 16 of 64 positions, in the first stages of the benchmark's ResNet and
 twice as many at least.
 
 Of a transformer's patches, every other is taken: as rows of a matrix they need no copy. With 32 of 64 patches, 10 % of
-the storage gave 0.3 +- 0.6 points less, with 16 of them 2.0 +- 0.6.
+the storage gave 0.3 +- 0.6 points less, with 16 of them 2.0 +- 0.6; with 51 of 256, 1.5 +- 0.6 less than with 128.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -48,14 +49,116 @@ class Tokens:
     def __len__(self) -> int:
         return self.own + self.patches
 
-    def first(self, rows: Tensor) -> Tensor:
-        """Those that are no patches, ``(N, own, C)``, of the tokens of pictures one after another, ``(N T, C)``."""
-        return rows.reshape(-1, len(self), rows.shape[-1])[:, : self.own]
+
+class Seen(ABC):
+    """What one call of a layer has seen: its inputs, and the gradients of its outputs."""
+
+    @staticmethod
+    def of(
+        module: nn.Conv2d | nn.Linear, given: Tensor, gradient: Tensor, rows: slice, tokens: Tokens | None = None
+    ) -> Seen:
+        """What such a layer has seen, of those outputs that these rows of its weight make.
+
+        Args:
+            module: the layer.
+            given: its inputs.
+            gradient: of its outputs, in the same dtype.
+            rows: of the weight.
+            tokens: what a picture is, if it may lie in ``given`` as a sequence.
+        """
+        if isinstance(module, nn.Linear):
+            gradient = gradient[..., rows]
+            if given.ndim == 4:
+                return Pictures(given.movedim(-1, 1), gradient.movedim(-1, 1))
+            if given.ndim == 3 and tokens is not None and given.shape[1] == len(tokens):
+                return Sequences(given, gradient, tokens)
+            return Rows(_joined(given), _joined(gradient))
+        size, stride, padding = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding)
+        if size == (1, 1) and padding == (0, 0):
+            return Pictures(given[:, :, :: stride[0], :: stride[1]], gradient[:, rows])
+        return Pictures(given, gradient[:, rows], size, stride, padding, module.dilation)
+
+    def sample(self, turn: int) -> tuple[Seen, ...]:
+        """Where there is plenty, what is to be added up in its place; turn by turn, all positions are seen alike."""
+        return (self,)
+
+    @abstractmethod
+    def products(self, up: Tensor, down: Tensor) -> Pair:
+        """``dL/dU (C_out, r)`` and ``dL/dD (r, d)``, in the dtypes of ``U`` and ``D``."""
+
+    @abstractmethod
+    def product(self, weight: Tensor) -> Tensor:
+        """``dL/dW``, in the shape and dtype of ``W``."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one call of a layer has seen, as pictures: a linear layer is a convolution of 1x1.
+class Rows(Seen):
+    """Each position of the outputs follows from the same one of the inputs.
+
+    Attributes:
+        given: inputs, ``(n, C_in)``.
+        gradient: of the outputs, ``(n, C_out)``.
+        times: what a row counts for.
+    """
+
+    given: Tensor
+    gradient: Tensor
+    times: int = 1
+
+    def products(self, up: Tensor, down: Tensor) -> Pair:
+        given, gradient = self.given, self.gradient
+        inner, thin = given @ down.to(given.dtype).T, gradient @ up.to(given.dtype)
+        of_up = (inner.T @ gradient).T  # the thin one first: it is the one that is copied
+        return self._counted(of_up, up), self._counted(thin.T @ given, down)
+
+    def product(self, weight: Tensor) -> Tensor:
+        return self._counted(self.gradient.T @ self.given, weight)
+
+    def _counted(self, made: Tensor, like: Tensor) -> Tensor:
+        """What was just made, in the shape and dtype of ``like``."""
+        whole = made if self.times == 1 else made.mul_(self.times)
+        return whole.to(like.dtype).reshape(like.shape)
+
+
+@dataclass(frozen=True)
+class Sequences(Seen):
+    """Pictures that lie in memory as sequences of tokens.
+
+    Attributes:
+        given: inputs, ``(N, T, C_in)``.
+        gradient: of the outputs, ``(N, T, C_out)``.
+        tokens: what the ``T`` of a picture are.
+    """
+
+    given: Tensor
+    gradient: Tensor
+    tokens: Tokens
+
+    def sample(self, turn: int) -> tuple[Seen, ...]:
+        """Every other token, each for two; then what the tokens of another kind lack or have too much of."""
+        if self.tokens.patches < PLENTY:
+            return (self,)
+        first, own = turn % 2, self.tokens.own
+        half = Rows(_joined(self.given)[first::2], _joined(self.gradient)[first::2], times=2)
+        if not own:
+            return (half,)
+        lacking = _lacking(len(self.given), self.tokens, first, self.gradient.device, self.gradient.dtype)
+        return half, Rows(_joined(self.given[:, :own]), _joined(self.gradient[:, :own]) * lacking)
+
+    def products(self, up: Tensor, down: Tensor) -> Pair:
+        return self._all.products(up, down)
+
+    def product(self, weight: Tensor) -> Tensor:
+        return self._all.product(weight)
+
+    @property
+    def _all(self) -> Rows:
+        return Rows(_joined(self.given), _joined(self.gradient))
+
+
+@dataclass(frozen=True)
+class Pictures(Seen):
+    """Pictures in which a layer has moved its filters; those of a linear layer are of 1x1.
 
     Where filters are of 1x1, products of matrices with positions as rows take less time than convolutions.
 
@@ -64,7 +167,6 @@ class Seen:
         gradient: of the outputs, ``(N, C_out, h, w)``.
         size: of the filters, in height and width, as are stride, padding and dilation.
         times: what a position counts for.
-        tokens: what a picture is in ``given`` and ``gradient``, if it lies in them as a sequence.
     """
 
     given: Tensor
@@ -74,48 +176,23 @@ class Seen:
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
     times: int = 1
-    tokens: Tokens | None = None
 
-    @classmethod
-    def of(
-        cls, module: nn.Conv2d | nn.Linear, given: Tensor, gradient: Tensor, rows: slice, tokens: Tokens | None = None
-    ) -> Seen:
-        """What such a layer has seen, of those outputs that these rows of its weight make."""
-        if isinstance(module, nn.Linear):
-            known = tokens if given.ndim == 3 and tokens is not None and given.shape[1] == len(tokens) else None
-            return cls(_as_pictures(given), _as_pictures(gradient)[:, rows], tokens=known)
-        size, stride, padding = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding)
-        if size == (1, 1) and padding == (0, 0):
-            return cls(given[:, :, :: stride[0], :: stride[1]], gradient[:, rows])
-        return cls(given, gradient[:, rows], size, stride, padding, module.dilation)
+    def sample(self, turn: int) -> tuple[Seen, ...]:
+        """Every other row and column of the outputs, each position for four."""
+        return (self._quarter(TURNS[turn % len(TURNS)]),) if self._are_plenty else (self,)
 
     @property
-    def is_plenty(self) -> bool:
+    def _are_plenty(self) -> bool:
         """Whether a sample of the positions tells as much."""
-        if self.tokens is not None:
-            return self.tokens.patches >= PLENTY
+        if self.size == self.stride != (1, 1):
+            return False  # filters that lie side by side, as of a patch embedding: neighbours share no pixel
         height, width = self.gradient.shape[2:]
         return min(height, width) > 1 and height * width >= PLENTY
 
-    def sample(self, turn: int) -> tuple[Seen, ...]:
-        """Where there is plenty, what is to be added up in its place; four turns see all positions alike."""
-        return (self._quarter(turn),) if self.tokens is None else tuple(self._half(self.tokens, turn % 2))
-
-    def _half(self, tokens: Tokens, first: int) -> Iterator[Seen]:
-        """Every other token, each for two; then what the tokens of another kind lack or have too much of."""
-        given, gradient = _as_rows(self.given), _as_rows(self.gradient)
-        yield Seen(_as_pictures(given[first::2]), _as_pictures(gradient[first::2]), times=2)
-        if tokens.own:
-            lacking = _lacking(len(given), first, gradient.device, gradient.dtype)
-            own = [tokens.first(rows) for rows in (given, gradient, lacking)]
-            yield Seen(_as_pictures(own[0]), _as_pictures(own[1] * own[2]))
-
-    def _quarter(self, turn: int) -> Seen:
-        """Every other row and column of the outputs, each position for four."""
-        offsets = TURNS[turn % len(TURNS)]
+    def _quarter(self, offsets: tuple[int, int]) -> Seen:
         gradient = _every_other(self.gradient, offsets)
-        if self._is_of_rows:
-            return Seen(_every_other(self.given, offsets), gradient, times=4)
+        if self._are_rows:
+            return Pictures(_every_other(self.given, offsets), gradient, times=4)
         edges: list[int] = []
         for axis in (1, 0):  # as ``pad`` takes them
             before = self.padding[axis] - offsets[axis] * self.stride[axis]
@@ -123,61 +200,56 @@ class Seen:
             reach = steps + self.dilation[axis] * (self.size[axis] - 1) + 1
             edges += before, reach - before - self.given.shape[2 + axis]
         stride = (2 * self.stride[0], 2 * self.stride[1])
-        return Seen(functional.pad(self.given, edges), gradient, self.size, stride, dilation=self.dilation, times=4)
+        given = functional.pad(self.given, edges)
+        return Pictures(given, gradient, self.size, stride, dilation=self.dilation, times=4)
 
     def products(self, up: Tensor, down: Tensor) -> Pair:
-        """``dL/dU (C_out, r)`` and ``dL/dD (r, d)``, in the dtypes of ``U`` and ``D``."""
-        made = self._products(up.to(self.gradient), down.to(self.gradient))
-        of_up, of_down = (
-            self.times * one.to(factor).reshape(factor.shape) for one, factor in zip(made, (up, down), strict=True)
-        )
-        return of_up, of_down
+        if self._are_rows:
+            return self._rows.products(up, down)
+        kernel = down.to(self.given.dtype).reshape(len(down), -1, *self.size)
+        inner = _as_rows(functional.conv2d(self.given, kernel, None, self.stride, self.padding, self.dilation))
+        outputs = _as_rows(self.gradient)
+        thin = (outputs @ up.to(outputs.dtype)).reshape(len(self.gradient), *self.gradient.shape[2:], -1)
+        of_up = (inner.T @ outputs).T
+        of_down = self._of_weight(kernel.shape, thin.movedim(-1, 1))
+        return self.times * of_up.to(up.dtype), self.times * of_down.to(down.dtype).reshape(down.shape)
 
     def product(self, weight: Tensor) -> Tensor:
-        """``dL/dW``, in the shape and dtype of ``W``."""
-        if self._is_of_rows:
-            made = _as_rows(self.gradient).T @ _as_rows(self.given)
-        else:
-            made = self._weight([len(weight), self.given.shape[1], *self.size], self.gradient)
-        return self.times * made.to(weight).reshape(weight.shape)
+        if self._are_rows:
+            return self._rows.product(weight)
+        made = self._of_weight((len(weight), self.given.shape[1], *self.size), self.gradient)
+        return self.times * made.to(weight.dtype).reshape(weight.shape)
 
     @property
-    def _is_of_rows(self) -> bool:
-        """Whether each position of the outputs follows from the same one of the inputs."""
+    def _are_rows(self) -> bool:
         return self.size == self.stride == (1, 1) and self.padding == (0, 0)
 
-    def _products(self, up: Tensor, down: Tensor) -> Pair:
-        outputs = _as_rows(self.gradient)
-        thin = outputs @ up
-        if self._is_of_rows:
-            inputs = _as_rows(self.given)
-            inner, of_down = inputs @ down.T, thin.T @ inputs
-        else:
-            kernel = down.reshape(len(down), -1, *self.size)
-            inner = _as_rows(functional.conv2d(self.given, kernel, None, self.stride, self.padding, self.dilation))
-            shape = (len(self.gradient), *self.gradient.shape[2:], -1)
-            of_down = self._weight(list(kernel.shape), _as_pictures(thin.reshape(shape)))
-        return (inner.T @ outputs).T, of_down  # the thin one first: it is the one that is copied
+    @property
+    def _rows(self) -> Rows:
+        return Rows(_as_rows(self.given), _as_rows(self.gradient), self.times)
 
-    def _weight(self, kernel: list[int], gradient: Tensor) -> Tensor:
+    def _of_weight(self, shape: Sequence[int], gradient: Tensor) -> Tensor:
         """The gradient of a weight of this shape, from that of its outputs."""
         place = self.stride, self.padding, self.dilation
-        made: Tensor = conv2d_weight(self.given, kernel, gradient, *place)  # type: ignore[no-untyped-call]
+        made: Tensor = conv2d_weight(self.given, list(shape), gradient, *place)  # type: ignore[no-untyped-call]
         return made
 
 
 @lru_cache(maxsize=8)
-def _lacking(rows: int, first: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """How often each row is still to be counted, ``(rows, 1)``, when every other has been taken for two."""
-    lacking = torch.ones(rows, 1, device=device, dtype=dtype)
+def _lacking(pictures: int, tokens: Tokens, first: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """How often each token that is no patch is still to be counted when every other of all has been taken for two.
+
+    Returns:
+        ``(pictures * own, 1)``.
+    """
+    lacking = torch.ones(pictures * len(tokens), device=device, dtype=dtype)
     lacking[first::2] = -1
-    return lacking
+    return lacking.reshape(pictures, -1)[:, : tokens.own].reshape(-1, 1)
 
 
-def _as_pictures(rows: Tensor) -> Tensor:
-    """``(N, H, W, C)`` with channels before; any other rows of ``C`` values as a picture of one line."""
-    pictures = rows if rows.ndim == 4 else rows.reshape(1, 1, -1, rows.shape[-1])
-    return pictures.movedim(-1, 1)
+def _joined(sequences: Tensor) -> Tensor:
+    """``(..., C)`` as rows, ``(n, C)``."""
+    return sequences.flatten(0, -2)
 
 
 def _every_other(pictures: Tensor, offsets: tuple[int, int]) -> Tensor:
@@ -186,4 +258,4 @@ def _every_other(pictures: Tensor, offsets: tuple[int, int]) -> Tensor:
 
 def _as_rows(pictures: Tensor) -> Tensor:
     """Positions before channels, ``(N H W, C)``; as pictures lie in memory, without a copy."""
-    return pictures.movedim(1, -1).flatten(0, -2)
+    return _joined(pictures.movedim(1, -1))
