@@ -24,6 +24,7 @@ from taps_registry.plugins.methods.thin import Tokens
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(40, 30), (5, 40)),
+    "linear, of one vector": (lambda: nn.Linear(40, 30), (40,)),
     "linear, of sequences": (lambda: nn.Linear(40, 30, bias=False), (3, 7, 40)),
     "1x1": (lambda: nn.Conv2d(24, 32, 1), (2, 24, 5, 5)),
     "1x1, strided": (lambda: nn.Conv2d(24, 32, 1, stride=(3, 2)), (2, 24, 8, 9)),

@@ -249,7 +249,7 @@ def _lacking(pictures: int, tokens: Tokens, first: int, device: torch.device, dt
 
 def _joined(sequences: Tensor) -> Tensor:
     """``(..., C)`` as rows, ``(n, C)``."""
-    return sequences.flatten(0, -2)
+    return sequences.reshape(-1, sequences.shape[-1])
 
 
 def _every_other(pictures: Tensor, offsets: tuple[int, int]) -> Tensor:
