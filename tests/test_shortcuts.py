@@ -221,15 +221,15 @@ def test_two_halves_of_the_patches_tell_what_all_tokens_do(tokens: tuple[int, in
 
 @pytest.mark.parametrize("turn", [0, 1])
 @pytest.mark.parametrize(
-    ("own", "tokens"),
-    [(1, 1 + 12 * 12), (5, 5 + 12 * 12), (1, 12 * 12), (0, 2 + 12 * 12)],
-    ids=["the class's", "registers", "without the class's", "others"],
+    ("own", "patches", "tokens"),
+    [(1, 144, 145), (5, 144, 149), (1, 132, 133), (2, 143, 145), (1, 144, 144), (0, 144, 146)],
+    ids=["the class's", "registers", "fewer patches", "an odd number", "without the class's", "others"],
 )
-def test_tokens_that_are_no_patches_are_heard_in_every_turn(own: int, tokens: int, turn: int) -> None:
+def test_tokens_that_are_no_patches_are_heard_in_every_turn(own: int, patches: int, tokens: int, turn: int) -> None:
     """Were patches to say nothing, each turn would tell all; where there are other tokens, each is heard."""
     torch.manual_seed(0)
-    model, x = OfTokens(own, 12, 12), torch.randn(3, tokens, 24)
-    known = tokens == own + 12 * 12
+    model, x = OfTokens(own, 1, patches), torch.randn(3, tokens, 24)
+    known = tokens == own + patches
     if known:
         x[:, own:] = 0
         nn.init.zeros_(model.layer.bias)
