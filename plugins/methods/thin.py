@@ -139,20 +139,21 @@ class Sequences(Seen):
         if self.tokens.patches < PLENTY:
             return (self,)
         first, own = turn % 2, self.tokens.own
-        half = Rows(_joined(self.given)[first::2], _joined(self.gradient)[first::2], times=2)
+        rows = self._rows
+        half = Rows(rows.given[first::2], rows.gradient[first::2], times=2)
         if not own:
             return (half,)
         lacking = _lacking(len(self.given), self.tokens, first, self.gradient.device, self.gradient.dtype)
         return half, Rows(_joined(self.given[:, :own]), _joined(self.gradient[:, :own]) * lacking)
 
     def products(self, up: Tensor, down: Tensor) -> Pair:
-        return self._all.products(up, down)
+        return self._rows.products(up, down)
 
     def product(self, weight: Tensor) -> Tensor:
-        return self._all.product(weight)
+        return self._rows.product(weight)
 
     @property
-    def _all(self) -> Rows:
+    def _rows(self) -> Rows:
         return Rows(_joined(self.given), _joined(self.gradient))
 
 
@@ -192,7 +193,7 @@ class Pictures(Seen):
     def _quarter(self, offsets: tuple[int, int]) -> Seen:
         gradient = _every_other(self.gradient, offsets)
         if self._are_rows:
-            return Pictures(_every_other(self.given, offsets), gradient, times=4)
+            return Rows(_as_rows(_every_other(self.given, offsets)), _as_rows(gradient), times=4)
         edges: list[int] = []
         for axis in (1, 0):  # as ``pad`` takes them
             before = self.padding[axis] - offsets[axis] * self.stride[axis]
@@ -226,7 +227,7 @@ class Pictures(Seen):
 
     @property
     def _rows(self) -> Rows:
-        return Rows(_as_rows(self.given), _as_rows(self.gradient), self.times)
+        return Rows(_as_rows(self.given), _as_rows(self.gradient))
 
     def _of_weight(self, shape: Sequence[int], gradient: Tensor) -> Tensor:
         """The gradient of a weight of this shape, from that of its outputs."""
