@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,11 +17,12 @@ from taps_registry.plugins.methods import Method, MethodSettings, live_tensors
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.reparametrised import Reparametrised
-from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_weight
+from taps_registry.plugins.methods.shortcuts import OfBias, OfFactors, of_biases, of_factors, of_weight
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
 from taps_registry.plugins.methods.thin import Tokens
+from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(40, 30), (5, 40)),
@@ -262,6 +264,91 @@ def test_directions_of_a_vision_transformer_hear_half_of_the_patches() -> None:
     assert thinned == {name for name in adaptation.shortcuts if "blocks" in name}
     assert "patch_embed.proj.weight" in adaptation.shortcuts
     assert not model.patch_embed.proj.weight.requires_grad
+
+
+def bias_of(model: nn.Module) -> tuple[OfBias, ...]:
+    way, *_ = with_factors(model, "layer.weight", 2, lambda: 0)
+    assert way is not None
+    way.close()
+    return of_biases([way, way])
+
+
+WITH_BIAS = {**PICTURES, **{case: made for case, made in LAYERS.items() if case != "linear, of sequences"}}
+
+
+@pytest.mark.parametrize("case", WITH_BIAS)
+def test_a_bias_hears_every_position(case: str) -> None:
+    make, shape = WITH_BIAS[case]
+    torch.manual_seed(0)
+    model, x = Around(make()), torch.randn(shape)
+    (way,) = bias_of(model)
+    found = []
+    for _ in range(2):  # on trial, and trusted
+        model.zero_grad()
+        (model(x) + model(2 * x)).backward()
+        way.judge()
+        assert way.trusted
+        assert way.pull_back()
+        found.append((model.layer.bias.grad, model.scale.grad))
+        model.layer.bias.requires_grad_(False)
+    way.close()
+    model.layer.bias.requires_grad_(True)
+    wanted = torch.autograd.grad(model(x) + model(2 * x), (model.layer.bias, model.scale))
+    for gradients in found:
+        torch.testing.assert_close(gradients, wanted)
+
+
+class BiasElsewhere(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.layer.bias.sum()
+
+
+@pytest.mark.parametrize("model", [BiasElsewhere, First], ids=["used elsewhere", "of the first layer"])
+def test_a_bias_that_counts_elsewhere_keeps_its_own_gradient(model: type[Around]) -> None:
+    """That of the first layer is what has gradients come to its weight's shortcut."""
+    torch.manual_seed(0)
+    made, x = model(nn.Linear(40, 30)), torch.randn(5, 40)
+    (way,) = bias_of(made)
+    made(x).backward()
+    way.judge()
+    assert way.trusted is False
+    assert not way.pull_back()
+    assert torch.equal(made.layer.bias.grad, torch.autograd.grad(made(x), made.layer.bias)[0])
+
+
+def test_a_bias_that_does_not_train_has_no_shortcut() -> None:
+    still = Around(nn.Linear(40, 30))
+    still.layer.bias.requires_grad_(False)
+    assert bias_of(still) == ()
+    assert bias_of(Around(nn.Linear(40, 30, bias=False))) == ()
+
+
+def test_biases_that_rest_train_on_with_what_the_optimiser_kept_of_them() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3)
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    adaptation = RankAdaptation(model, partition, MethodSettings(limits=(Limit(40_000, {}),)))
+    optimisation = Optimisation(adaptation.parameter_groups(), [], 1e-3, 0.0, 10, Accelerator(cpu=True))
+    biases = {name: bias for name, bias in model.named_parameters() if "blocks" in name and name.endswith("fc1.bias")}
+    assert biases
+    for step in range(4):
+        if adaptation.start_step(0.0 if step == 0 else 1.0):
+            optimisation.follow(adaptation, step)
+        before = {name: bias.detach().clone() for name, bias in biases.items()}
+        functional.cross_entropy(model(torch.randn(2, 3, 160, 160)), torch.tensor([0, 1])).backward()
+        adaptation.after_backward()
+        adaptation.before_step(1e-3)
+        optimisation.step()
+        adaptation.after_step()
+        assert not any(torch.equal(bias, before[name]) for name, bias in biases.items())
+        assert {bias.requires_grad for bias in biases.values()} == {step == 0}
+        states = [optimisation.weights.optimizer.state[bias] for bias in biases.values()]
+        assert [int(state["step"]) for state in states] == [step + 1] * len(states)
+    weights = [unit.live.owner for unit in adaptation.units]
+    assert not any(weight in optimisation.weights.optimizer.state for weight in weights), "nothing is kept of these"
+    adaptation.begin_again()
+    assert all(bias.requires_grad for bias in biases.values())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def of_all_positions(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

@@ -264,6 +264,10 @@ class Adaptation:
         """
         return False
 
+    def trains(self, parameter: nn.Parameter) -> bool:
+        """Whether the optimiser steps a parameter that it was given, also if autograd gives it no gradient."""
+        return parameter.requires_grad
+
     def late_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser of the weights that came while training; their learning rates rise from 0 anew."""
         return []

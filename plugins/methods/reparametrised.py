@@ -19,7 +19,7 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
-from .shortcuts import OfFactors, of_factors
+from .shortcuts import OfBias, OfFactors, of_biases, of_factors
 from .thin import Pair
 
 
@@ -117,16 +117,17 @@ class Reparametrised(Adaptation):
         self.always = frozenset(always)
         super().__init__(model, partition, self.always.union(unit.live.name for unit in units), settings)
         self.turn = 0  # of steps, where shortcuts take positions by turns
-        self.shortcuts = self._shortcuts()
-        self.rested = False  # whether weights need no gradient any more since the last step
+        self._take_shortcuts()
+        self.rested = False  # whether parameters need no gradient any more since the last step
         self.write()
 
-    def _shortcuts(self) -> dict[str, OfFactors]:
-        """Of the units that have one, by name of the weight; each is on trial."""
+    def _take_shortcuts(self) -> None:
+        """Of the units that have one, by name of the weight, and of the biases beside; each is on trial."""
         products = [unit for unit in self.units if isinstance(unit, Product)]
         turn = (lambda: self.turn) if self.thrifty else None
         found = {unit.live.name: of_factors(self.model, unit.live, unit.pair, turn) for unit in products}
-        return {name: way for name, way in found.items() if way is not None}
+        self.shortcuts: dict[str, OfFactors] = {name: way for name, way in found.items() if way is not None}
+        self.biases: tuple[OfBias, ...] = of_biases(self.shortcuts.values())
 
     def write(self) -> None:
         """Put all weights into the model."""
@@ -134,9 +135,11 @@ class Reparametrised(Adaptation):
             unit.write()
 
     def after_backward(self) -> None:
-        on_trial = [way for way in self.shortcuts.values() if way.trusted is None]
+        on_trial = [way for way in (*self.shortcuts.values(), *self.biases) if way.trusted is None]
         for way in on_trial:
             way.judge()
+        for bias in self.biases:
+            bias.pull_back()
         for unit in self.units:
             if unit.live.name not in self.shortcuts or not self.shortcuts[unit.live.name].pull_back():
                 unit.pull_back()
@@ -147,13 +150,22 @@ class Reparametrised(Adaptation):
             self._rest()
 
     def _rest(self) -> None:
-        """Weights whose gradient nobody asks for any more need none."""
+        """Weights whose gradient nobody asks for any more need none, nor do biases that have it otherwise."""
         asked = {id(unit.live.owner) for unit in self.units if not self._trusts(unit)}
         plain = {tensor_of(name) for name in self.always}
         for unit in self.units:
             if id(unit.live.owner) not in asked and tensor_of(unit.live.name) not in plain:
-                unit.live.owner.requires_grad_(False)
-                self.rested = True
+                self._let_rest(unit.live)
+        for way in self.biases:
+            if way.trusted:
+                self._let_rest(way.live)
+
+    def _let_rest(self, live: Live) -> None:
+        self.rested |= live.trains
+        live.owner.requires_grad_(False)
+
+    def trains(self, parameter: nn.Parameter) -> bool:
+        return super().trains(parameter) or any(way.trusted and way.live.owner is parameter for way in self.biases)
 
     def start_step(self, done: float) -> bool:
         rested, self.rested = self.rested, False

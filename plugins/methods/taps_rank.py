@@ -115,7 +115,7 @@ class RankAdaptation(Reparametrised):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in moving)
         self._held = {**self._never, **{name: live for name, live in closed.items() if live.rows is not None}}
-        self.shortcuts = self._shortcuts()
+        self._take_shortcuts()
         self._new = True
         self.write()
 
@@ -151,9 +151,9 @@ class RankAdaptation(Reparametrised):
 
     def begin_again(self) -> None:
         """Whole layers train again, from what they are."""
-        for way in self.shortcuts.values():
+        for way in (*self.shortcuts.values(), *self.biases):
             way.close()
-        self.fixed, self.units, self.always, self.shortcuts = False, (), self.trained, {}
+        self.fixed, self.units, self.always, self.shortcuts, self.biases = False, (), self.trained, {}, ()
         self._held = self._never
         owners = {tensor_of(name) for name in self.trained}
         for name, parameter in self.model.named_parameters():

@@ -97,7 +97,7 @@ class Optimisation:
         """
         for group in self.weights.param_groups:
             for parameter in group["params"]:
-                if not parameter.requires_grad:
+                if not adaptation.trains(parameter):
                     self.weights.optimizer.state.pop(parameter, None)
         for group in adaptation.late_groups():
             self.weights.optimizer.add_param_group({**group, "since": update})
