@@ -35,6 +35,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "3x3, strided": (lambda: nn.Conv2d(16, 24, 3, stride=2, padding=1), (2, 16, 7, 8)),
     "3x3, dilated": (lambda: nn.Conv2d(16, 24, 3, dilation=2, padding=2), (2, 16, 9, 9)),
     "5x3, uneven": (lambda: nn.Conv2d(16, 24, (5, 3), stride=(1, 2), padding=(2, 0)), (2, 16, 9, 9)),
+    "4x2, side by side": (lambda: nn.Conv2d(16, 24, (4, 2), stride=(4, 2)), (2, 16, 15, 9)),
+    "2x2, side by side, padded": (lambda: nn.Conv2d(16, 24, 2, stride=2, padding=1), (2, 16, 7, 8)),
+    "2x2, as far apart as wide": (lambda: nn.Conv2d(16, 24, 2, stride=2, dilation=2), (2, 16, 9, 9)),
 }
 
 

@@ -73,10 +73,13 @@ class Seen(ABC):
             if given.ndim == 3 and tokens is not None and given.shape[1] == len(tokens):
                 return Sequences(given, gradient, tokens)
             return Rows(_joined(given), _joined(gradient))
+        gradient = gradient[:, rows]
         size, stride, padding = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding)
         if size == (1, 1) and padding == (0, 0):
-            return Pictures(given[:, :, :: stride[0], :: stride[1]], gradient[:, rows])
-        return Pictures(given, gradient[:, rows], size, stride, padding, module.dilation)
+            return Pictures(given[:, :, :: stride[0], :: stride[1]], gradient)
+        if size == stride and padding == (0, 0) and module.dilation == (1, 1):
+            return Rows(_patches(given, size), _as_rows(gradient))
+        return Pictures(given, gradient, size, stride, padding, module.dilation)
 
     def sample(self, turn: int) -> tuple[Seen, ...]:
         """Where there is plenty, what is to be added up in its place; turn by turn, all positions are seen alike."""
@@ -196,8 +199,6 @@ class Pictures(Seen):
     @property
     def _are_plenty(self) -> bool:
         """Whether a sample of the positions tells as much."""
-        if self.size == self.stride != (1, 1):
-            return False  # filters that lie side by side, as of a patch embedding: neighbours share no pixel
         height, width = self.gradient.shape[2:]
         return min(height, width) > 1 and height * width >= PLENTY
 
@@ -266,6 +267,14 @@ def _lacking(pictures: int, tokens: Tokens, first: int, device: torch.device, dt
 def _joined(sequences: Tensor) -> Tensor:
     """``(..., C)`` as rows, ``(n, C)``."""
     return sequences.reshape(-1, sequences.shape[-1])
+
+
+def _patches(pictures: Tensor, size: tuple[int, ...]) -> Tensor:
+    """What filters see that lie side by side, ``(N h w, C_in kh kw)``: neighbours share no pixel."""
+    (kh, kw), (count, channels) = size, pictures.shape[:2]
+    h, w = pictures.shape[2] // kh, pictures.shape[3] // kw
+    whole = pictures[:, :, : h * kh, : w * kw].reshape(count, channels, h, kh, w, kw)
+    return whole.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(1)
 
 
 def _every_other(pictures: Tensor, offsets: tuple[int, int]) -> Tensor:
