@@ -54,7 +54,7 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: str, folder: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TAPS_", "OMP_"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPS_")}
     done = subprocess.run(
         [str(program), *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
     )
