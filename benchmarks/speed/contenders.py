@@ -25,6 +25,7 @@ class Steps:
         self.options = options
         self.trainer = Trainer(make_job(options, model, method), Progress(), lambda result: None)
         if options.compile:
+            torch._dynamo.config.skip_nnmodule_hook_guards = False  # shortcuts listen by hooks that come while training
             self.trainer.model = torch.compile(self.trainer.model)
         self.trainer.adaptation.start_epoch(0)
         self.trainer.adaptation.train()
