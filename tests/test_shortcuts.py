@@ -21,7 +21,7 @@ from taps_registry.plugins.methods.shortcuts import OfBias, OfFactors, of_biases
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
-from taps_registry.plugins.methods.thin import Tokens
+from taps_registry.plugins.methods.thin import Seen, Tokens
 from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -276,14 +276,10 @@ def bias_of(model: nn.Module) -> tuple[OfBias, ...]:
     return of_biases([way, way])
 
 
-WITH_BIAS = {**PICTURES, **{case: made for case, made in LAYERS.items() if case != "linear, of sequences"}}
-
-
-@pytest.mark.parametrize("case", WITH_BIAS)
-def test_a_bias_hears_every_position(case: str) -> None:
-    make, shape = WITH_BIAS[case]
+@pytest.mark.parametrize("shape", [(40,), (5, 40), (3, 7, 40), (2, 11, 12, 40)])
+def test_a_bias_hears_every_position(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model, x = Around(make()), torch.randn(shape)
+    model, x = Around(nn.Linear(40, 30)), torch.randn(shape)
     (way,) = bias_of(model)
     found = []
     for _ in range(2):  # on trial, and trusted
@@ -299,6 +295,24 @@ def test_a_bias_hears_every_position(case: str) -> None:
     wanted = torch.autograd.grad(model(x) + model(2 * x), (model.layer.bias, model.scale))
     for gradients in found:
         torch.testing.assert_close(gradients, wanted)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "turns"),
+    [
+        (nn.Conv2d(16, 24, 3, padding=1), (2, 16, 12, 13), 4),
+        (nn.Linear(16, 24), (2, 11, 12, 16), 4),
+        (nn.Linear(16, 24), (3, 144, 16), 2),
+    ],
+    ids=["3x3", "linear", "tokens"],
+)
+def test_samples_count_for_all_positions(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], turns: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(layer(x).shape, generator=torch.Generator().manual_seed(1))
+    seen = Seen.of(layer, x, gradient, slice(None), Tokens(1, 143))
+    totals = [sum(part.total() for part in seen.sample(turn)) for turn in range(turns)]
+    torch.testing.assert_close(sum(totals) / turns, seen.total())
+    assert not any(torch.allclose(total, seen.total()) for total in totals)
 
 
 class BiasElsewhere(Around):
@@ -319,11 +333,12 @@ def test_a_bias_that_counts_elsewhere_keeps_its_own_gradient(model: type[Around]
     assert torch.equal(made.layer.bias.grad, torch.autograd.grad(made(x), made.layer.bias)[0])
 
 
-def test_a_bias_that_does_not_train_has_no_shortcut() -> None:
+def test_a_bias_that_does_not_train_or_is_a_convolutions_has_no_shortcut() -> None:
     still = Around(nn.Linear(40, 30))
     still.layer.bias.requires_grad_(False)
     assert bias_of(still) == ()
     assert bias_of(Around(nn.Linear(40, 30, bias=False))) == ()
+    assert bias_of(Around(nn.Conv2d(16, 24, 3))) == ()
 
 
 def test_biases_that_rest_train_on_with_what_the_optimiser_kept_of_them() -> None:

@@ -138,8 +138,8 @@ class Reparametrised(Adaptation):
         on_trial = [way for way in (*self.shortcuts.values(), *self.biases) if way.trusted is None]
         for way in on_trial:
             way.judge()
-        for bias in self.biases:
-            bias.pull_back()
+        for beside in self.biases:
+            beside.pull_back()
         for unit in self.units:
             if unit.live.name not in self.shortcuts or not self.shortcuts[unit.live.name].pull_back():
                 unit.pull_back()

@@ -3,8 +3,8 @@
 A layer's backward pass makes ``G = dL/dW``, which costs what the forward pass costs. With ``W = W0 + U D`` it is only
 needed for ``dL/dU = G D^T`` and ``dL/dD = U^T G``, and these follow from the layer's inputs and the gradients of its
 outputs by products of the rank's width. Where the weight trains as it is, every fourth position of large pictures tells
-much the same. Biases have their sum over all of them, in half of autograd's time on a CPU. The forward pass stays the
-model's own, with ``W`` in its place.
+much the same. Biases of linear layers have their sum over all of them, in half of autograd's time on a CPU. The
+forward pass stays the model's own, with ``W`` in its place.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class OfWeight(Shortcut):
 
 
 class OfBias(Shortcut):
-    """The gradient of a bias, of all positions."""
+    """The gradient of a linear layer's bias, of all positions."""
 
     def _is_reached(self, given: Tensor) -> bool:
         return given.requires_grad
@@ -221,8 +221,8 @@ def of_weight(model: nn.Module, live: Live, turn: Turn) -> OfWeight | None:
 
 
 def of_biases(ways: Iterable[OfFactors]) -> tuple[OfBias, ...]:
-    """The shortcuts of the biases that train beside these weights, one for each layer."""
-    biases = {way.module: way.module.bias for way in ways}
+    """The shortcuts of the biases that train beside these weights, one for each linear layer."""
+    biases = {way.module: way.module.bias for way in ways if isinstance(way.module, nn.Linear)}
     return tuple(
         OfBias(module, Live("bias", bias)) for module, bias in biases.items() if bias is not None and bias.requires_grad
     )
