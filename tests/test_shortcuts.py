@@ -567,6 +567,23 @@ def test_rows_of_a_fused_matrix_have_their_own() -> None:
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
+def test_a_weight_rests_when_all_of_its_rows_may() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3)
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    settings = MethodSettings(rank=1)
+    lora = Lora().adapt(model, partition, settings)
+    assert isinstance(lora, Reparametrised)
+    units = [unit for unit in lora.units if unit.live.name.startswith("blocks.0.attn.qkv.weight")]
+    assert len(units) == 3
+    for unit in units:
+        nn.init.normal_(unit.factors["up"])
+    adaptation = Reparametrised(model, partition, units, ["blocks.0.norm1.weight"], settings)
+    backward(model, adaptation, 160)
+    assert not model.blocks[0].attn.qkv.weight.requires_grad
+    assert adaptation.start_step(0.5), "the optimiser is told"
+
+
 @pytest.mark.parametrize("loss", [0.0, float("inf")])
 def test_a_step_that_says_nothing_does_not_end_the_trial(loss: float) -> None:
     torch.manual_seed(0)
