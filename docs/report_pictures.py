@@ -30,10 +30,12 @@ GATED: dict[str, Any] = {**ADDING, "sparsity": 1.5}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "cyrillic": ("cyrillic", GATED),
     "cyrillic-norms": ("cyrillic", {**ADDING, "method": "norm-only"}),
+    "cyrillic-rank": ("cyrillic", {**ADDING, "method": "taps-rank", "budget": "1%", "encoding": "int4"}),
     "digits": ("digits", GATED),
     "digits-head": ("digits", {**ADDING, "method": "head-only"}),
     "digits-int8": ("digits", {**GATED, "encoding": "int8"}),
     "greek": ("greek", GATED),
+    "greek-budget": ("greek", {**ADDING, "method": "taps", "budget": "10%"}),
     "greek-lora": ("greek", {**GATED, "method": "taps-lora"}),
     "greek-sparse": ("greek", {**GATED, "sparsity": 6.0}),
 }

@@ -20,6 +20,7 @@ import pytest
 from taps_registry import Registry
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
+from taps_registry.cli.upkeep import ui
 from taps_registry.registry.errors import Interrupted, NotFoundError
 from taps_registry.registry.folders import HISTORY
 from taps_registry.registry.records import BudgetUse, CommonCost, LayerInfo, Run, Task, TaskLayer
@@ -33,17 +34,21 @@ from taps_registry.registry.reporting.collecting import (
     read_history,
 )
 from taps_registry.registry.reporting.heatmap import heat_map
-from taps_registry.registry.reporting.links import tracked_at
-from taps_registry.registry.reporting.movements import movements
+from taps_registry.registry.reporting.limits import task_limits
+from taps_registry.registry.reporting.links import UI_HOST, UI_PORT, tracked_at
+from taps_registry.registry.reporting.movements import Without, movements
 from taps_registry.registry.reporting.page import render
 from taps_registry.registry.reporting.scales import linear, logarithmic
 from taps_registry.registry.reporting.scatter import scatter
+from taps_registry.registry.reporting.shares import share_text
 from taps_registry.registry.training import checkpoint
+from taps_registry.registry.training.budget import parse
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 GATED: dict[str, Any] = {**QUICK, "epochs": 3, "sparsity": 30.0, "score_lr": 0.05}
+TASKS = ("birds", "cars", "ships", "trams", "trucks")
 NASTY = '<script>alert("1")</script>&\''
 
 
@@ -71,7 +76,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A registry that no test changes: tasks with and without scores, a budget, a base without tasks."""
+    """A registry that no test changes: tasks with and without scores, with and without a budget of their own, budgets
+    of the registry and of a base, a base without tasks.
+    """
     folder = tmp_path_factory.mktemp("report") / "home"
     with Registry.init(folder) as made:
         made.add_base("base", "test_resnet", random_init=True, input_size=32)
@@ -79,6 +86,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         made.add_task("cars", "base", images, **GATED)
         made.add_task("birds", "base", images, **{**QUICK, "method": "head-only", "tracker": "csv"})
         made.add_task("ships", "base", images, **{**QUICK, "method": "hard-sharing", "encoding": "bf16"})
+        made.add_task("trams", "base", images, **{**QUICK, "method": "taps-rank", "budget": "1%", "encoding": "int4"})
+        made.add_task("trucks", "base", images, **{**QUICK, "method": "taps", "budget": "10%,1MB"})
         made.set_budget(base="base", max_bytes=10**7)
         made.set_budget(max_params=10**6)
     return folder
@@ -172,25 +181,28 @@ def test_a_missing_damaged_or_older_history_is_none(tmp_path: Path) -> None:
 
 def test_the_report_has_what_the_registry_says_of_each_task(home: Path, base: BaseReport) -> None:
     with Registry.open(home) as opened:
-        assert [one.task for one in base.tasks] == [opened.task(name) for name in ("birds", "cars", "ships")]
+        assert [one.task for one in base.tasks] == [opened.task(name) for name in TASKS]
         assert base.cost == next(cost for cost in opened.cost().bases if cost.base == "base")
         runs = {run.id: run for run in opened.runs()}
     assert [one.run for one in base.tasks] == [runs[str(one.task.run)] for one in base.tasks]
-    assert [len(one.history.epochs) for one in base.tasks] == [0, 3, 0]
+    assert [len(one.history.epochs) for one in base.tasks] == [0, 3, 0, 0, 0]
     assert [use.base for use in base.budgets] == [None, "base"]
 
 
-def test_the_heat_map_shows_which_gates_are_open_and_their_scores(base: BaseReport) -> None:
+def test_the_heat_map_shows_scores_or_how_much_of_each_layer_is_stored(base: BaseReport) -> None:
     heat = heat_map(base)
     columns = [column for stage in heat.stages for column in stage.columns]
     assert [column.name for column in columns] == [layer.name for layer in base.base.layers if layer.kind != "norm"]
+    sizes = {layer.name: 4 * layer.params for layer in base.base.layers}
     for row in heat.rows:
         states = {layer.name: layer for layer in row.task.task.layers}
         for column, cell in zip(columns, (cell for cells in row.stages for cell in cells), strict=True):
             state = states[column.name]
             assert cell.look.startswith(("open", "stored")) == state.open
-            assert cell.text == (("yes" if state.open else "no") if state.score is None else f"{state.score:z.2f}")
+            share = share_text(state.bytes / sizes[column.name])
+            assert cell.text == (share if state.score is None else f"{state.score:z.2f}")
             assert cell.title.startswith(f"{column.name}: ")
+            assert state.score is not None or not state.open or share in cell.title
     assert [column.tasks for column in columns] == [
         sum(layer.open for one in base.tasks for layer in one.task.layers if layer.name == column.name)
         for column in columns
@@ -202,8 +214,14 @@ def test_gated_norms_have_a_column_and_other_norms_none(base: BaseReport) -> Non
     cars = base.tasks[1]
     layers = tuple(replace(layer, score=0.2) if layer.name == norm else layer for layer in cars.task.layers)
     gated = replace(base, tasks=(replace(cars, task=replace(cars.task, layers=layers)),))
+    known = {column.name for stage in heat_map(base).stages for column in stage.columns}
     names = [column.name for stage in heat_map(gated).stages for column in stage.columns]
-    assert [name for name in names if name not in {c.name for s in heat_map(base).stages for c in s.columns}] == [norm]
+    assert [name for name in names if name not in known] == [norm]
+    trucks = base.tasks[4]
+    settings = {**trucks.task.settings, "norms": "gated"}  # within a budget they have gates, but no scores
+    gated = replace(base, tasks=(replace(trucks, task=replace(trucks.task, settings=settings)),))
+    names = [column.name for stage in heat_map(gated).stages for column in stage.columns]
+    assert names == [layer.name for layer in base.base.layers]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +247,88 @@ def test_a_cell_looks_as_far_from_the_threshold_as_its_score_is(
     cell = heat.rows[0].stages[0][0]
     assert cell.look == look
     assert cell.text != "-0.00"
+
+
+@pytest.mark.parametrize(
+    ("share", "look", "text"),
+    [
+        (1.0, "stored3", "100 %"),
+        (0.5, "stored3", "50 %"),
+        (0.12, "stored3", "12 %"),
+        (0.1, "stored3", "10 %"),
+        (0.0996, "stored3", "10 %"),
+        (0.098, "stored2", "9.8 %"),
+        (0.03, "stored2", "3.0 %"),
+        (0.01, "stored2", "1.0 %"),
+        (0.0096, "stored2", "1.0 %"),
+        (0.009, "stored1", "0.9 %"),
+        (0.004, "stored1", "0.4 %"),
+        (0.0001, "stored1", "<0.1 %"),
+    ],
+)
+def test_a_cell_without_score_looks_as_dense_as_its_layer_is_stored(
+    base: BaseReport, share: float, look: str, text: str
+) -> None:
+    trams, info = base.tasks[3], replace(base.base.layers[0], params=100_000)
+    layers = (replace(trams.task.layers[0], open=True, bytes=round(400_000 * share)), *trams.task.layers[1:])
+    changed = replace(base.base, layers=(info, *base.base.layers[1:]))
+    heat = heat_map(replace(base, base=changed, tasks=(replace(trams, task=replace(trams.task, layers=layers)),)))
+    cell = heat.rows[0].stages[0][0]
+    assert (cell.look, cell.text) == (look, text)
+    assert cell.title == f"{info.name}: {text} of the layer's bytes stored"
+
+
+def test_a_layer_that_is_not_stored_has_no_hatch_and_the_legend_has_what_appears(base: BaseReport) -> None:
+    birds = base.tasks[0]
+    heat = heat_map(replace(base, tasks=(birds,)))
+    assert heat.legend == (("not", "not stored"),)
+    assert {(cell.look, cell.text) for cells in heat.rows[0].stages for cell in cells} == {("not", "0 %")}
+    legend = dict(heat_map(base).legend)
+    shown = {cell.look for row in heat_map(base).rows for cells in row.stages for cell in cells}
+    assert set(legend) == shown
+    assert {"stored1", "stored2", "stored3"} <= shown
+    assert legend["stored1"] == "stored, less than 1 % of its bytes"
+
+
+@pytest.mark.parametrize("text", ["1%", "0.5%", "2MB", "300kB", "1MiB", "500k", "5%,2MB", "5%, 7B,30"])
+def test_a_budget_means_the_same_as_it_does_for_training(text: str) -> None:
+    parts = parse(text)
+    limits = task_limits(text, 1000)
+    units = ["%" if not one.whole else "bytes" if one.in_bytes else "parameters" for one in limits]
+    assert units == [part.unit for part in parts]
+    amounts = [one.amount / 4000 if not one.whole else one.amount for one in limits]
+    assert amounts == pytest.approx([part.value for part in parts])
+
+
+def test_no_budget_and_one_of_another_version_is_no_limit() -> None:
+    assert task_limits("", 1000) == ()
+    assert task_limits("remaining/3", 1000) == ()
+
+
+def test_a_bar_has_a_mark_where_the_budget_of_its_task_lies(base: BaseReport) -> None:
+    rows = {row.name: row for row in cost_rows(base)}
+    longest = max(one.task.bytes for one in base.tasks)
+    for name, share in (("trams", 0.01), ("trucks", 0.1)):
+        (mark,) = rows[name].bytes.marks  # a file of 1 MB is far beyond the longest bar
+        assert not mark.whole
+        assert mark.at == pytest.approx(100 * share * 4 * base.base.backbone_params / longest)
+        weights, norms, _ = rows[name].bytes.segments
+        assert norms.start + norms.width <= mark.at
+        assert weights.start == 0
+    assert rows["trams"].budget == "1%: 14.9 kB of weights and norms"
+    assert rows["trucks"].budget == "10%: 149.1 kB of weights and norms, file of 1.0 MB"
+    assert {(rows[name].budget, rows[name].bytes.marks) for name in ("birds", "cars", "ships")} == {("", ())}
+
+
+def test_limits_a_little_beyond_the_longest_bar_lengthen_the_scale(base: BaseReport) -> None:
+    trams = base.tasks[3]
+    budget = f"{trams.task.bytes * 5 // 4}B,{trams.task.params.total}"
+    task = replace(trams.task, settings={**trams.task.settings, "budget": budget})
+    (row,) = cost_rows(replace(base, tasks=(replace(trams, task=task),)))
+    assert [(mark.at, mark.whole) for mark in row.bytes.marks + row.params.marks] == [(100, True), (100, True)]
+    assert sum(segment.width for segment in row.bytes.segments) == pytest.approx(80, abs=0.1)
+    assert sum(segment.width for segment in row.params.segments) == pytest.approx(100)
+    assert row.budget.endswith(" parameters")
 
 
 def test_the_bars_of_a_task_come_to_what_it_costs(base: BaseReport) -> None:
@@ -274,21 +374,19 @@ def test_a_set_of_tasks_is_a_bar_of_its_own(base: BaseReport) -> None:
 def test_the_scatter_puts_the_dearer_to_the_right_and_the_better_above(base: BaseReport) -> None:
     tasks = [
         replace(one, task=replace(one.task, metrics={"test/accuracy": accuracy}))
-        for one, accuracy in zip(base.tasks, (0.5, 0.9, 0.7), strict=True)
+        for one, accuracy in zip(base.tasks[:3], (0.5, 0.9, 0.7), strict=True)
     ]
     plot = scatter(replace(base, tasks=tuple(tasks)))
     assert plot is not None
     by_size = sorted(plot.points, key=lambda point: point.x)
-    assert [point.task for point in by_size] == [
-        one.task.name for one in sorted(base.tasks, key=lambda one: one.task.bytes)
-    ]
+    assert [point.task for point in by_size] == [one.task.name for one in sorted(tasks, key=lambda one: one.task.bytes)]
     assert [point.task for point in sorted(plot.points, key=lambda point: point.y)] == ["cars", "ships", "birds"]
     assert len({(method.shape, method.colour) for method in plot.methods}) == 3
     assert all(point.measured == "test" for point in plot.points)
 
 
 def test_accuracy_on_validation_images_is_told_apart_and_no_accuracy_is_said(base: BaseReport) -> None:
-    first, second, third = base.tasks
+    first, second, third = base.tasks[:3]
     changed = (
         replace(first, task=replace(first.task, metrics={"val/accuracy": 0.5})),
         replace(second, task=replace(second.task, metrics={})),
@@ -323,7 +421,12 @@ def test_many_methods_have_different_marks(base: BaseReport) -> None:
 
 def test_scores_move_from_the_first_epoch_to_the_last(base: BaseReport) -> None:
     moved = movements(base)
-    assert [one.task.name for one in moved.without] == ["birds", "ships"]
+    assert moved.without == (
+        Without("birds", "head-only", False),
+        Without("ships", "hard-sharing", False),
+        Without("trams", "taps-rank", True),
+        Without("trucks", "taps", True),
+    )
     (chart,) = moved.charts
     stored = [layer.name for layer in chart.task.task.layers if layer.open and layer.kind != "norm"]
     assert [line.layer for line in chart.lines] == stored
@@ -379,7 +482,7 @@ RUN = Run(
         ("http://tracking:port", ""),
         ("sqlite:///runs.db", ""),
         ("databricks", ""),
-        ("", ""),
+        ("", "http://127.0.0.1:5000/#/runs/a1%2Fb2"),
     ],
 )
 def test_a_run_on_a_server_has_a_link_without_password(uri: str, address: str) -> None:
@@ -387,6 +490,11 @@ def test_a_run_on_a_server_has_a_link_without_password(uri: str, address: str) -
     assert at.address == address
     assert at.inside == (uri == "")
     assert at.run == "a1/b2"
+
+
+def test_the_page_of_a_run_inside_is_where_ui_serves_it_by_default() -> None:
+    defaults = {parameter.name: parameter.default for parameter in ui.params}
+    assert (defaults["host"], defaults["port"]) == (UI_HOST, UI_PORT)
 
 
 def test_runs_of_other_trackers_have_no_link() -> None:
@@ -429,7 +537,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(page: str) -> None:
     assert [name for name, count in ids.items() if count > 1] == []
     referred = [*(href[1:] for href in parsed.values("href")), *parsed.values("for"), *parsed.values("aria-labelledby")]
     assert set(referred) <= set(ids)
-    assert {"task-cars", "task-birds", "task-ships"} <= set(referred)
+    assert {f"task-{name}" for name in TASKS} <= set(referred)
 
 
 def test_every_scrolling_box_can_be_reached_and_has_a_name(page: str) -> None:
@@ -448,6 +556,50 @@ def test_the_table_has_what_the_command_line_prints(page: str, base: BaseReport)
     csv_run = next(one.run for one in base.tasks if one.task.name == "birds")
     assert csv_run is not None
     assert f"tracking/{csv_run.tracker_run}" in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "href", "note"),
+    [
+        ("http://tracking:5000", "http://tracking:5000/#/runs/a1%2Fb2", False),
+        ("", "http://127.0.0.1:5000/#/runs/a1%2Fb2", True),
+    ],
+)
+def test_a_run_in_mlflow_is_a_link_and_one_inside_says_that_ui_must_be_running(
+    report: Report, base: BaseReport, uri: str, href: str, note: bool
+) -> None:
+    cars = replace(base.tasks[1], run=replace(RUN, settings={"tracking_uri": uri}))
+    parsed = Page(render(replace(report, bases=(replace(base, tasks=(cars,)),))))
+    (link,) = [link for link in parsed.all("a") if not str(link["href"]).startswith("#")]
+    assert (link["href"], link["rel"]) == (href, "noreferrer")
+    assert (link.get("title") == "works while taps-registry ui is running") == note
+    assert ("mlflow a1/b2*" in parsed.text) == note
+    assert ("while taps-registry ui is running there at http://127.0.0.1:5000." in parsed.text) == note
+
+
+def test_budgets_of_tasks_are_among_the_numbers_and_in_the_legend(page: str, report: Report, base: BaseReport) -> None:
+    text = " ".join(Page(page).text.split())
+    assert "10%: 149.1 kB of weights and norms, file of 1.0 MB" in text
+    assert "limit of the task's own budget, for weights and norms only" in text
+    without = Page(render(replace(report, bases=(replace(base, tasks=base.tasks[:3]),)))).text
+    assert "the task's own budget" not in without
+    assert "weights and norms" not in without
+
+
+def test_tasks_without_scores_are_named_with_the_reason(page: str, report: Report, base: BaseReport) -> None:
+    spent, others = "Methods that spend a budget", "Most methods have no scores"
+    text = " ".join(Page(page).text.split())
+    assert (
+        "No scores per epoch: birds (head-only), ships (hard-sharing), trams (taps-rank, with a budget), "
+        f"trucks (taps, with a budget). {spent}" in text
+    )
+    assert others in text
+    budgeted = Page(render(replace(report, bases=(replace(base, tasks=base.tasks[3:]),)))).text
+    assert spent in budgeted
+    assert others not in budgeted
+    usual = Page(render(replace(report, bases=(replace(base, tasks=base.tasks[:3]),)))).text
+    assert others in usual
+    assert spent not in usual
 
 
 def test_what_users_name_is_escaped(report: Report, base: BaseReport) -> None:
@@ -543,7 +695,7 @@ def test_the_command_replaces_another_file_only_when_it_is_told_to(
     Path("mine.html").write_text("mine")
     assert run("-o", "mine.html") == 2
     assert Path("mine.html").read_text() == "mine"
-    assert "mine.html is no earlier report" in capsys.readouterr().err
+    assert "mine.html exists and is not a report" in capsys.readouterr().err
     assert run("-o", "mine.html", "--force") == 0
     assert Path("mine.html").read_text("utf-8").startswith("<!doctype html>")
 

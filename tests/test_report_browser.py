@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageStat
 
 from taps_registry import Registry
 
@@ -19,7 +22,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 VIEWS = [(375, "light"), (375, "dark"), (1280, "light"), (1280, "dark")]
 
 # Texts with less than 4.5 times the contrast to what is painted behind them, which are the backgrounds of their
-# ancestors, one over the other; and marks and bars with less than 3 times.
+# ancestors, one over the other; and marks, bars, limits and the stripes of hatched cells with less than 3 times.
 FAINT = """
 () => {
     const parse = text => {
@@ -54,7 +57,17 @@ FAINT = """
         const [a, b] = [light(parse(getComputedStyle(shape).fill)), light(behind(shape))].sort((x, y) => y - x);
         if ((a + 0.05) / (b + 0.05) < 3) found.push([shape.getAttribute("class"), (a + 0.05) / (b + 0.05)]);
     }
-    return {found, seen: seen.length};
+    for (const line of document.querySelectorAll(".bars .limit, .legend .limit, .budgets .limit")) {
+        const [a, b] = [light(parse(getComputedStyle(line).stroke)), light(behind(line))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 3) found.push([line.getAttribute("class"), (a + 0.05) / (b + 0.05)]);
+    }
+    const hatched = document.querySelectorAll(".stored1, .stored2, .stored3");
+    for (const cell of hatched) {
+        const stripes = getComputedStyle(cell).backgroundImage.match(/rgba?\\([^)]*\\)/g).map(parse).map(light);
+        const [a, b] = [Math.max(...stripes), Math.min(...stripes)];
+        if ((a + 0.05) / (b + 0.05) < 3) found.push([cell.className, (a + 0.05) / (b + 0.05)]);
+    }
+    return {found, seen: seen.length, hatched: hatched.length};
 }
 """
 
@@ -99,6 +112,9 @@ def report(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
             made.add_task("open-" + "gates-" * 15 + twin, "base", images, epochs=1, **quick)
         made.add_task("head", "base", images, epochs=1, method="head-only", **quick)
         made.add_task("sharing", "base", images, epochs=1, method="hard-sharing", **quick)
+        made.add_task("rank", "base", images, epochs=1, method="taps-rank", budget="1%", encoding="int4", **quick)
+        made.add_task("spent", "base", images, epochs=1, method="taps", budget="10%,140kB", **quick)
+        made.add_task("bytes", "base", images, epochs=1, method="taps", budget="10%", encoding="int8", **quick)
         made.set_budget(base="base", max_bytes=10**5)
         (folder / "report.html").write_text(made.report(), "utf-8")
     return folder / "report.html"
@@ -136,6 +152,7 @@ def test_the_page_is_as_wide_as_its_window_and_every_text_can_be_read(page: Page
     opened = page.evaluate(FAINT)
     assert closed["found"] == opened["found"] == []
     assert closed["seen"] > 100
+    assert closed["hatched"] > 20
     assert overflow(page) <= 0
 
 
@@ -143,7 +160,30 @@ def test_the_search_for_what_is_faint_finds_it(page: Page) -> None:
     page.evaluate("document.querySelector('h1').style.color = '#aaaaaa'")
     page.evaluate("document.querySelector('.plot text').style.fill = '#cccccc'")
     page.evaluate("document.querySelector('.mark').style.fill = '#dddddd'")
-    assert len(page.evaluate(FAINT)["found"]) == 3
+    page.evaluate("document.querySelector('.bars .limit').style.stroke = '#dddddd'")
+    hatch = "repeating-linear-gradient(135deg, #cccccc 0 3px, #eceff1 3px 6px)"
+    page.evaluate(f"document.querySelector('tbody .stored1').style.backgroundImage = '{hatch}'")
+    assert len(page.evaluate(FAINT)["found"]) == 5
+
+
+@pytest.mark.parametrize(("scheme", "media"), [("light", "screen"), ("dark", "screen"), ("dark", "print")])
+def test_hatches_are_told_apart_without_hue_and_from_the_looks_of_scores(page: Page, scheme: str, media: str) -> None:
+    page.emulate_media(media=media, color_scheme=scheme)
+    looks = ("not", "stored1", "stored2", "stored3")
+    grey = {look: seen(page, look).convert("L") for look in (*looks, "open1", "open2", "open3")}
+    levels = [ImageStat.Stat(grey[look]).mean[0] for look in looks]
+    more = 1 if (scheme, media) == ("dark", "screen") else -1  # what is stored is lighter on a dark screen
+    assert min(more * (after - before) for before, after in pairwise(levels)) > 15, levels
+    stripes = {look: ImageStat.Stat(picture).stddev[0] for look, picture in grey.items()}
+    assert {look for look, depth in stripes.items() if depth > 20} == {"stored1", "stored2", "stored3"}
+    assert max(stripes[look] for look in ("not", "open1", "open2", "open3")) < 1
+
+
+def seen(page: Page, look: str) -> Image.Image:
+    """The middle of a cell with this look, which need not appear among the tasks'."""
+    page.evaluate(f"document.querySelector('.heat tbody td').className = {look!r}")
+    shot = Image.open(io.BytesIO(page.locator(".heat tbody td").first.screenshot()))
+    return shot.crop((3, 3, shot.width - 3, shot.height - 3))
 
 
 def test_light_and_dark_differ(browser: Browser, report: Path) -> None:
@@ -171,14 +211,14 @@ def test_the_tab_key_leads_through_the_page_in_order_and_shows_where_it_is(page:
     assert [step["name"] for step in steps if not step["visible"]] == []
     assert steps[0]["name"] == "To the content"
     names = [step["name"] for step in steps]
-    assert "Open gates of the tasks on base, by layer" in names
+    assert "Stored layers of the tasks on base, by layer" in names
     assert any(name.startswith("cars, taps: ") for name in names)
     reachable = "a[href]:not([tabindex]), input, summary, [tabindex='0']"
     shown = f"[...document.querySelectorAll({reachable!r})].filter(e => e.checkVisibility()).length"
     assert len(steps) == page.evaluate(shown)
 
 
-def test_scores_and_details_open_by_keyboard(page: Page) -> None:
+def test_numbers_and_details_open_by_keyboard(page: Page) -> None:
     cell = page.locator(".heat tbody td").first
     before = cell.bounding_box()
     page.locator("input.numbers").focus()

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from taps_registry import Registry
+from taps_registry.plugins.methods import LayerState
 from taps_registry.plugins.trackers import RunInfo, TrackedRun, Tracker
 from taps_registry.plugins.trackers.mlflow import store_uri
 from taps_registry.registry.errors import Interrupted, TrainingError
 from taps_registry.registry.records import Task
 from taps_registry.registry.training.progress import EpochResult, Progress
+from taps_registry.registry.training.tracking import Following
 
 Add = Callable[..., Task]
 mlflow_warns = pytest.mark.filterwarnings(
@@ -102,6 +104,73 @@ def test_csv_writes_plain_files(registry: Registry, add: Add) -> None:
     assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
+class Keeping(TrackedRun):
+    """Keeps pictures."""
+
+    id = "keeping"
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, bytes] = {}
+
+    def parameters(self, values: Mapping[str, object]) -> None: ...
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def picture(self, path: Path) -> None:
+        self.pictures[path.name] = path.read_bytes()
+
+    def end(self, state: str) -> None: ...
+
+
+class KeepingTracker(Tracker):
+    name = "keeping"
+    summary = "keeps pictures"
+
+    def __init__(self) -> None:
+        self.run = Keeping()
+
+    def follow(self, run: RunInfo) -> TrackedRun:
+        return self.run
+
+
+@pytest.mark.parametrize(
+    ("layers", "shares", "pictures"),
+    [
+        ([LayerState("a", True, 0.2), LayerState("b", False, 0.1)], {"a": 1.0, "b": 0.0}, ["scores.png"]),
+        ([LayerState("a", True, 0.2), LayerState("b", False, 0.1)], None, ["scores.png"]),
+        ([LayerState("a", True), LayerState("b", False)], {"a": 0.02}, ["layers.png"]),
+        ([LayerState("a", True), LayerState("b", False)], None, []),
+        ([LayerState("a", False), LayerState("b", False)], {"a": 0.0, "b": 0.0}, []),
+    ],
+)
+def test_the_picture_has_scores_or_how_much_of_each_layer_is_stored(
+    tmp_path: Path, layers: list[LayerState], shares: dict[str, float] | None, pictures: list[str]
+) -> None:
+    tracker = KeepingTracker()
+    following = Following(tracker, RunInfo("run", "base", "task", tmp_path, "", None), Notes())
+    following.scores(layers, 0.1, "task on base", shares)
+    assert list(tracker.run.pictures) == pictures
+    assert all(picture.startswith(b"\x89PNG") for picture in tracker.run.pictures.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "pictures"),
+    [
+        ({"method": "taps-rank", "budget": "1%", "encoding": "int4"}, ["layers.png"]),
+        ({"method": "taps", "budget": "10%"}, ["layers.png"]),
+        ({"method": "taps"}, ["scores.png"]),
+        ({"method": "head-only"}, []),
+    ],
+)
+def test_a_run_without_scores_has_a_picture_of_what_it_stores(
+    registry: Registry, add: Add, settings: dict[str, Any], pictures: list[str]
+) -> None:
+    tracker = KeepingTracker()
+    with_tracker(registry, tracker)
+    add("task", tracker="keeping", **settings)
+    assert list(tracker.run.pictures) == pictures
+
+
 class Breaking(TrackedRun):
     """Fails at one of its verbs."""
 
@@ -157,13 +226,13 @@ def test_no_failure_of_a_tracker_loses_a_trained_task(registry: Registry, add: A
     assert task.state == "ready"
     assert tracker.run.calls.count(at) == 1, "after its first failure it is left alone"
     assert notes.notes == [
-        "The tracker 'breaking' failed (ConnectionError: the server has gone); training goes on without it."
+        "The tracker 'breaking' failed (ConnectionError: the server has gone); training continues without it."
     ]
 
 
 def test_a_tracker_that_does_not_begin_stops_before_anything_is_lost(registry: Registry, add: Add) -> None:
     with_tracker(registry, BreakingTracker("follow"))
-    with pytest.raises(TrainingError, match=r"cannot follow the run: the server has gone.*--tracker none"):
+    with pytest.raises(TrainingError, match=r"could not start tracking the run: the server has gone.*--tracker none"):
         add("task", tracker="breaking")
     assert registry.tasks() == ()
     assert add("task", tracker="none").state == "ready"

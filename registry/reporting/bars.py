@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..records import CommonCost, TaskCost
 from ..units import number, percent, size
 from .collecting import BaseReport, TaskReport
+from .limits import TaskLimit, task_limits
 
 PARTS = ("weights", "norms", "head")
 LABELS = {
@@ -17,6 +18,7 @@ LABELS = {
     "common": "in common with other tasks",
     "elsewhere": "tasks on other bases",
 }
+STRETCH = 1.5  # times the longest bar: tasks' limits up to here lengthen the scale, those further away are not drawn
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,39 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Where a task's own budget lies on its bar, in per cent; ``whole`` if it limits the bar, not only its beginning.
+
+    Weights and norms come first on a bar, so a mark for these two alone is passed by the head behind them.
+    """
+
+    at: float
+    whole: bool
+    label: str
+
+
+@dataclass(frozen=True)
 class Bar:
-    """Segments from left to right, and what they come to."""
+    """Segments from left to right, what they come to, and the limits that are on the scale."""
 
     segments: tuple[Segment, ...]
     total: str
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """A task, or a set of tasks with tensors in common, which are stored once."""
+    """A task, or a set of tasks with tensors in common, which are stored once.
+
+    Attributes:
+        budget: what the task's own budget allows; empty without one.
+    """
 
     name: str
     is_set: bool
     params: Bar
     bytes: Bar
+    budget: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,13 +82,43 @@ class BudgetRow:
 
 def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
     """Tasks, then sets, on one scale for parameters and one for bytes."""
+    limits = [_limits(one, report.base.backbone_params) for one in report.tasks]
     tasks = [(one.task.name, _task_params(one.cost), _task_bytes(one)) for one in report.tasks]
     sets = [(shared.name, {"common": shared.params}, {"common": shared.bytes}) for shared in report.cost.common]
-    most_params = max((sum(params.values()) for _, params, _ in tasks + sets), default=0)
-    most_bytes = max((sum(taken.values()) for _, _, taken in tasks + sets), default=0)
+    every = [limit for own in limits for limit in own]
+    most_params = _scale([params for _, params, _ in tasks + sets], every, in_bytes=False)
+    most_bytes = _scale([taken for _, _, taken in tasks + sets], every, in_bytes=True)
+    rows = []
+    for index, (name, params, taken) in enumerate(tasks + sets):
+        own = limits[index] if index < len(tasks) else ()
+        rows.append(
+            CostRow(
+                name,
+                index >= len(tasks),
+                replace(_bar(params, most_params, number), marks=_marks(own, most_params, in_bytes=False)),
+                replace(_bar(taken, most_bytes, size), marks=_marks(own, most_bytes, in_bytes=True)),
+                ", ".join(limit.label for limit in own),
+            )
+        )
+    return tuple(rows)
+
+
+def _limits(one: TaskReport, backbone_params: int) -> tuple[TaskLimit, ...]:
+    return task_limits(str(one.task.settings.get("budget") or ""), backbone_params)
+
+
+def _scale(bars: Sequence[Mapping[str, int]], limits: Iterable[TaskLimit], *, in_bytes: bool) -> float:
+    """The longest bar, or a limit a little beyond it."""
+    longest = max((sum(parts.values()) for parts in bars), default=0)
+    near = [one.amount for one in limits if one.in_bytes == in_bytes and one.amount <= STRETCH * longest]
+    return max([longest, *near])
+
+
+def _marks(limits: Iterable[TaskLimit], whole: float, *, in_bytes: bool) -> tuple[Mark, ...]:
     return tuple(
-        CostRow(name, index >= len(tasks), _bar(params, most_params, number), _bar(taken, most_bytes, size))
-        for index, (name, params, taken) in enumerate(tasks + sets)
+        Mark(100 * one.amount / whole, one.whole, one.label)
+        for one in limits
+        if one.in_bytes == in_bytes and one.amount <= whole
     )
 
 
@@ -124,7 +174,7 @@ def _taken(shared: CommonCost, what: str) -> int:
     return shared.bytes if what == "bytes" else shared.params
 
 
-def _bar(parts: Mapping[str, int], whole: int, shown: Callable[[float], str]) -> Bar:
+def _bar(parts: Mapping[str, int], whole: float, shown: Callable[[float], str]) -> Bar:
     """Every part of it, also those that take nothing."""
     segments, start = [], 0.0
     for part, amount in parts.items():

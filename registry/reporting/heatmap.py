@@ -1,22 +1,38 @@
-"""Which task stores which layer: a table whose cells are coloured."""
+"""Which task stores which layer: a table whose cells are coloured.
+
+A task with scores shows how far each is from the threshold, any other how much of each layer it stores.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from ..records import LayerInfo, TaskLayer
 from .collecting import BaseReport, TaskReport
+from .shares import share_text, stored_shares
 
 NARROW = 3  # columns of a stage whose name does not fit above them
 RAISED, HIGH = 1.5, 3.0  # times the threshold: where the shades of open gates begin
+SOME, MUCH = 0.01, 0.1  # of a layer's bytes: where the denser hatches of stored layers begin
+LOOKS = {
+    "open3": f"open, score from {HIGH:g} × the threshold",
+    "open2": f"open, from {RAISED:g} × the threshold",
+    "open1": "open",
+    "near": "closed, from half the threshold",
+    "closed": "closed",
+    "stored3": f"stored, {100 * MUCH:g} % of the layer's bytes or more",
+    "stored2": f"stored, {100 * SOME:g} % to {100 * MUCH:g} % of its bytes",
+    "stored1": f"stored, less than {100 * SOME:g} % of its bytes",
+    "not": "not stored",
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer of one task: how it looks, what it says, what it says at length."""
+    """One layer of one task: how it looks (a key of ``LOOKS``), what it says, what it says at length."""
 
     look: str
     text: str
@@ -54,26 +70,28 @@ class Row:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Tasks by layers; ``looks`` are those that appear, for the legend."""
+    """Tasks by layers; ``legend`` has the looks that appear, with what they say."""
 
     stages: tuple[Stage, ...]
     rows: tuple[Row, ...]
-    looks: frozenset[str]
+    legend: tuple[tuple[str, str], ...]
 
 
 def heat_map(report: BaseReport) -> HeatMap:
     """The gated layers of a base, and its norms where a task has gates for them."""
-    states = {one.task.name: {layer.name: layer for layer in one.task.layers} for one in report.tasks}
-    scored = {layer.name for own in states.values() for layer in own.values() if layer.score is not None}
-    shown = [layer for layer in report.base.layers if layer.kind != "norm" or layer.name in scored]
+    gated = {layer.name for one in report.tasks for layer in one.task.layers if _has_gate(one, layer)}
+    shown = [layer for layer in report.base.layers if layer.kind != "norm" or layer.name in gated]
     groups = [tuple(members) for _, members in groupby(shown, key=lambda layer: layer.stage)]
-    rows = tuple(
-        Row(one, tuple(tuple(_cell(one, layer, states[one.task.name]) for layer in group) for group in groups))
-        for one in report.tasks
-    )
-    stored = Counter(name for own in states.values() for name, layer in own.items() if layer.open)
+    rows = tuple(_row(one, groups, report.base.layers) for one in report.tasks)
+    stored = Counter(layer.name for one in report.tasks for layer in one.task.layers if layer.open)
     stages = tuple(_stage(group, stored) for group in groups)
-    return HeatMap(stages, rows, frozenset(cell.look for row in rows for cells in row.stages for cell in cells))
+    looks = {cell.look for row in rows for cells in row.stages for cell in cells}
+    return HeatMap(stages, rows, tuple((look, says) for look, says in LOOKS.items() if look in looks))
+
+
+def _has_gate(one: TaskReport, norm: TaskLayer) -> bool:
+    """Within a budget gates have no scores."""
+    return norm.score is not None or one.task.settings.get("norms") == "gated"
 
 
 def _stage(layers: Sequence[LayerInfo], stored: Mapping[str, int]) -> Stage:
@@ -84,16 +102,32 @@ def _stage(layers: Sequence[LayerInfo], stored: Mapping[str, int]) -> Stage:
     return Stage(name, tuple(columns))
 
 
-def _cell(one: TaskReport, layer: LayerInfo, states: Mapping[str, TaskLayer]) -> Cell:
-    state = states.get(layer.name)
-    stored = state is not None and state.open
-    if state is None or state.score is None:
-        text, word = ("yes", "stored") if stored else ("no", "not stored")
-        return Cell("stored" if stored else "not", text, f"{layer.name}: {word}")
-    look = _look(stored, state.score, float(one.task.settings.get("threshold", 0.0)))
-    return Cell(
-        look, f"{state.score:z.2f}", f"{layer.name}: {'open' if stored else 'closed'}, score {state.score:z.3f}"
-    )
+def _row(one: TaskReport, groups: Iterable[Sequence[LayerInfo]], layers: Iterable[LayerInfo]) -> Row:
+    states = {layer.name: layer for layer in one.task.layers}
+    shares = stored_shares(one.task.layers, layers)
+    threshold = float(one.task.settings.get("threshold", 0.0))
+
+    def cell(name: str) -> Cell:
+        state = states.get(name)
+        if state is None or state.score is None:
+            return _share_cell(name, shares.get(name, 0.0) if state is not None and state.open else None)
+        return _score_cell(name, state.open, state.score, threshold)
+
+    return Row(one, tuple(tuple(cell(layer.name) for layer in group) for group in groups))
+
+
+def _share_cell(name: str, share: float | None) -> Cell:
+    """Of a layer without a score: how much of it is stored, None if it is the base's."""
+    if share is None:
+        return Cell("not", share_text(0.0), f"{name}: not stored")
+    shown = round(share, 3)  # as the text has it
+    look = "stored3" if shown >= MUCH else "stored2" if shown >= SOME else "stored1"
+    return Cell(look, share_text(share), f"{name}: {share_text(share)} of the layer's bytes stored")
+
+
+def _score_cell(name: str, stored: bool, score: float, threshold: float) -> Cell:
+    title = f"{name}: {'open' if stored else 'closed'}, score {score:z.3f}"
+    return Cell(_look(stored, score, threshold), f"{score:z.2f}", title)
 
 
 def _look(stored: bool, score: float, threshold: float) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from ..records import Run
+if TYPE_CHECKING:
+    from ..records import Run
+
+UI_HOST, UI_PORT = "127.0.0.1", 5000  # where `taps-registry ui` serves the registry's own store unless told otherwise
+UI = f"http://{UI_HOST}:{UI_PORT}"
 
 
 @dataclass(frozen=True)
@@ -15,9 +20,10 @@ class TrackedAt:
     Attributes:
         tracker: its name; empty for a run that nobody followed.
         run: the tracker's own id.
-        address: of the run's page on a server; empty if there is none.
+        address: of the run's page in MLflow; empty if there is none.
         folder: of the registry, where its files are; empty if there is none.
-        inside: whether it is in MLflow's store inside the registry.
+        inside: whether it is in MLflow's store inside the registry, whose pages are only there while
+            ``taps-registry ui`` runs.
     """
 
     tracker: str = ""
@@ -32,13 +38,14 @@ def tracked_at(run: Run | None) -> TrackedAt:
     if run is None or not run.tracker_run:
         return TrackedAt()
     uri = str(run.settings.get("tracking_uri") or "")
-    server = _server(uri) if run.tracker == "mlflow" else ""
+    inside = run.tracker == "mlflow" and not uri
+    server = UI if inside else _server(uri) if run.tracker == "mlflow" else ""
     return TrackedAt(
         tracker=run.tracker,
         run=run.tracker_run,
         address=f"{server}/#/runs/{quote(run.tracker_run, safe='')}" if server else "",
         folder=f"tracking/{run.tracker_run}" if run.tracker == "csv" and not uri else "",
-        inside=run.tracker == "mlflow" and not uri,
+        inside=inside,
     )
 
 

@@ -1,4 +1,4 @@
-"""How scores moved over the epochs: a small chart a task, all of a base on one scale."""
+"""How scores moved over the epochs: a small chart per task, all of a base on one scale."""
 
 from __future__ import annotations
 
@@ -52,23 +52,36 @@ class Movement:
 
 
 @dataclass(frozen=True)
+class Without:
+    """A task without recorded scores; ``budget`` if it has one of its own, which methods spend without scores."""
+
+    task: str
+    method: str
+    budget: bool
+
+
+@dataclass(frozen=True)
 class Movements:
     """The charts of a base.
 
     Attributes:
         y: the scale of scores.
-        without: tasks without recorded scores.
+        without: tasks that have no chart.
     """
 
     y: Axis | None
     charts: tuple[Movement, ...]
-    without: tuple[TaskReport, ...]
+    without: tuple[Without, ...]
 
 
 def movements(report: BaseReport) -> Movements:
     """The tasks whose history has scores, and those without."""
     scored = [one for one in report.tasks if one.history.epochs]
-    without = tuple(one for one in report.tasks if not one.history.epochs)
+    without = tuple(
+        Without(one.task.name, one.task.method, bool(one.task.settings.get("budget")))
+        for one in report.tasks
+        if not one.history.epochs
+    )
     if not scored:
         return Movements(None, (), without)
     values = [score for one in scored for epoch in one.history.epochs for score in epoch.scores.values()]

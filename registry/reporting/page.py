@@ -15,7 +15,7 @@ from ..units import number, percent, size
 from .bars import LABELS, BudgetRow, CostRow, budget_rows, cost_rows
 from .collecting import BaseReport, Report
 from .heatmap import HeatMap, heat_map
-from .links import TrackedAt, tracked_at
+from .links import UI, TrackedAt, tracked_at
 from .movements import HIGH, WIDE, Movements, movements
 from .scatter import LABELLED, Scatter, accuracy, scatter
 
@@ -53,7 +53,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(size=size, number=number, percent=percent)
-    environment.globals.update(accuracy=accuracy, part_labels=LABELS, wide=WIDE, high=HIGH)
+    environment.globals.update(accuracy=accuracy, part_labels=LABELS, wide=WIDE, high=HIGH, ui=UI)
     style = environment.get_template("report.css").render()
     body = environment.get_template("report.html").render(
         report=report,

@@ -1,4 +1,4 @@
-"""Accuracy against bytes: a mark a task, its shape and colour its method."""
+"""Accuracy against bytes: one mark per task, whose shape and colour say its method."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class Following:
             self._run: TrackedRun | None = tracker.follow(run)
         except Exception as error:  # a stranger's code and somebody's server: anything can come
             raise TrainingError(
-                f"The tracker {tracker.name!r} cannot follow the run: {first_line(error)}. "
-                "Mend it, or train with --tracker none."
+                f"The tracker {tracker.name!r} could not start tracking the run: {first_line(error)}. "
+                "Fix it, or train with --tracker none."
             ) from error
         self.id = self._run.id
 
@@ -66,17 +66,33 @@ class Following:
         """Record other numbers."""
         self._try(lambda run: run.metrics(values, step))
 
-    def scores(self, layers: Sequence[LayerState], threshold: float, title: str) -> None:
-        """Keep a picture of the gates' scores; nothing for a method without scores."""
-        if all(layer.score is None for layer in layers) or not self.draws:
+    def scores(
+        self, layers: Sequence[LayerState], threshold: float, title: str, shares: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep a picture of the gates' scores, or without scores of how much of each layer is stored.
+
+        Nothing is drawn if there is neither a score nor a stored layer to show.
+
+        Args:
+            layers: in forward order.
+            threshold: of the scores.
+            title: of the picture.
+            shares: of each layer's bytes that are stored, by name.
+        """
+        scored = any(layer.score is not None for layer in layers)
+        stored = any(layer.open for layer in layers) and shares
+        if not self.draws or not (scored or stored):
             return
 
         def draw(run: TrackedRun) -> None:
-            from .pictures import scores_picture
+            from .pictures import scores_picture, shares_picture
 
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "scores.png"
-                scores_picture(path, layers, threshold, title)
+                path = Path(folder) / ("scores.png" if scored else "layers.png")
+                if scored:
+                    scores_picture(path, layers, threshold, title)
+                else:
+                    shares_picture(path, layers, shares or {}, title)
                 run.picture(path)
 
         self._try(draw)
@@ -93,5 +109,5 @@ class Following:
         except Exception as error:  # noqa: BLE001  (no tracker's failure may lose a trained task)
             self._run = None
             self.progress.note(
-                f"The tracker {self.tracker!r} failed ({type(error).__name__}: {error}); training goes on without it."
+                f"The tracker {self.tracker!r} failed ({type(error).__name__}: {error}); training continues without it."
             )
