@@ -26,6 +26,7 @@ docs: $(DEVELOPED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.suite.run
+	$(BIN)/python -m benchmarks.suite.run --no-search
 	$(BIN)/python -m benchmarks.suite.tables --readme
 
 bench-quick: $(INSTALLED)

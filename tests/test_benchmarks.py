@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from taps_registry import Registry
+from taps_registry.registry.home import NAME
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
 
 from benchmarks.published import run as published
-from benchmarks.published.protocols import PROTOCOLS
+from benchmarks.published.protocols import PROTOCOLS, Protocol
 from benchmarks.suite import make, rows, run, runs, tables
 from benchmarks.suite.bases import SMALL
 from benchmarks.suite.contenders import CONTENDERS
@@ -116,6 +117,7 @@ def test_the_runner_goes_on_where_it_stopped(plan: run.Plan, tmp_path: Path) -> 
     assert full.share > 1 > norms.share > 0
     assert len(full.open.split()) > 15
     assert norms.open == ""
+    assert (full.device, full.rank) == ("cpu", None)
     written = csv.read_text()
     run.run(plan, csv, 1)
     assert csv.read_text() == written
@@ -127,6 +129,7 @@ def test_a_task_that_cannot_be_is_a_row_with_the_reason(plan: run.Plan, tmp_path
     run.run(replace(plan, contenders=[impossible, CONTENDERS["head-only"]]), tmp_path / "rows.csv", 1)
     refused, fine = rows.read(tmp_path / "rows.csv")
     assert refused.test is None
+    assert refused.device == "cpu"
     assert "no-such" in refused.note
     assert fine.test is not None
 
@@ -135,13 +138,15 @@ def test_a_task_that_cannot_be_is_a_row_with_the_reason(plan: run.Plan, tmp_path
 def test_a_rank_is_chosen_for_a_share_of_the_base(plan: run.Plan, tmp_path: Path) -> None:
     wanted = replace(CONTENDERS["lora 10%"], share=0.3)
     run.run(replace(plan, contenders=[wanted]), tmp_path / "rows.csv", 1)
-    lora = rows.read(tmp_path / "rows.csv")[0]
+    lora, recoded = rows.read(tmp_path / "rows.csv")
     assert lora.weights > 0
     assert 0.2 < lora.share <= 0.3
+    assert lora.rank is not None
+    assert lora.rank == recoded.rank > 1
 
 
 @pytest.mark.usefixtures("here")
-def test_a_result_stored_again_comes_from_the_trained_one_whatever_was_before(plan: run.Plan, tmp_path: Path) -> None:
+def test_a_re_encoded_result_comes_from_the_trained_one_whatever_was_before(plan: run.Plan, tmp_path: Path) -> None:
     both = replace(CONTENDERS["full"], recoded=("1bit", "fp16"))
     run.run(replace(plan, contenders=[both]), tmp_path / "rows.csv", 1)
     trained, bits, halves = rows.read(tmp_path / "rows.csv")
@@ -159,6 +164,31 @@ def test_a_torn_line_is_passed_over_and_written_again(tmp_path: Path) -> None:
     assert rows.read(csv) == [one]
     rows.append(csv, [two])
     assert rows.read(csv) == [one, two]
+
+
+def test_a_file_of_earlier_code_gets_the_columns_it_lacks_once(tmp_path: Path) -> None:
+    csv = tmp_path / "rows.csv"
+    old, new = result("full", "greek", 0, 0.9), result("lora 5%", "greek", 0, 0.8, rank=3, device="NVIDIA H100")
+    rows.append(csv, [old])
+    lines = [line.split(",") for line in csv.read_text().splitlines()]
+    kept = [place for place, title in enumerate(lines[0]) if title not in ("rank", "device")]
+    earlier = [[line[place] for place in kept] for line in lines]
+    csv.write_text("\n".join(",".join(line) for line in [*earlier, earlier[1][:5]]))  # the last one torn
+    assert rows.read(csv) == [old]
+    rows.append(csv, [new])
+    assert rows.read(csv) == [old, new]
+    written = csv.read_text()
+    assert written.splitlines()[:2] == [",".join(line) for line in lines]
+    rows.append(csv, [])
+    assert csv.read_text() == written
+    assert list(tmp_path.iterdir()) == [csv]
+
+
+def test_rows_go_into_columns_in_the_files_own_order(tmp_path: Path) -> None:
+    csv = tmp_path / "rows.csv"
+    csv.write_text(",".join(["of-later-code", *rows.COLUMNS[::-1]]) + "\n")
+    rows.append(csv, [result("full", "greek", 0, 0.9)])
+    assert rows.read(csv) == [result("full", "greek", 0, 0.9)]
 
 
 def result(method: str, task: str, seed: int, test: float, **more: Any) -> Row:
@@ -197,15 +227,79 @@ def test_tables_pair_each_run_with_full_fine_tuning() -> None:
     assert made is not None
     assert made.accuracy == pytest.approx(0.83)
     assert made.behind == pytest.approx(-0.02)
-    assert made.error == pytest.approx(0.01)
-    assert "| taps 5% | 2 | 83.0 | -2.0 ± 1.0 | 10.00 % |" in tables.overview(found)
+    assert "| taps 5% | 2 | 83.0 | -2.0 | 10.00 |" in tables.overview(found)  # one task: no error to tell
+
+
+def test_seeds_of_one_task_and_backbone_are_one_measurement_in_the_standard_error() -> None:
+    found = [result("full", task, seed, 0.5) for task in ("greek", "shapes", "counts") for seed in (0, 1)]
+    for task, tests in (("greek", (0.50, 0.52)), ("shapes", (0.51, 0.53)), ("counts", (0.56, 0.60))):
+        found += [result("taps 5%", task, seed, test) for seed, test in enumerate(tests)]
+    made = tables.summarise(found[6:], found[:6])
+    assert made is not None
+    assert made.runs == 6
+    assert made.behind == pytest.approx(0.11 / 3)  # of 0.01, 0.02 and 0.08
+    assert made.error == pytest.approx((0.0043 / 3 / 2 / 3 * 2) ** 0.5)  # squares of -8/300, -5/300, 13/300; over 2, 3
+
+
+def test_a_short_table_has_the_named_rows_only() -> None:
+    found = [result(method, "greek", 0, 0.5) for method in ("full", "norm-only", "last 25%", "taps 10%")]
+    found.append(replace(found[3], recoded="int4"))
+    lines = tables.overview(found, only=tables.BRIEF).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| full", "| norm-only", "| taps 10%"]
+    named = {tables.label(replace(found[0], method=name, recoded=recoded)) for name, recoded in made_by_the_suite()}
+    assert set(tables.BRIEF) <= named
+
+
+def made_by_the_suite() -> list[tuple[str, str]]:
+    """Contenders, each with the encodings that its result is stored in; empty for the run itself."""
+    return [(one.name, encoding) for one in CONTENDERS.values() for encoding in ("", *one.recoded)]
+
+
+def test_no_two_series_of_the_picture_differ_by_hue_alone() -> None:
+    looks = [(one.marker, one.line, one.hollow) for one in tables.SERIES.values()]
+    assert len(looks) == len(set(looks))
+    found = [
+        replace(result(name, "greek", 0, 0.5), recoded=encoding, share=0.1) for name, encoding in made_by_the_suite()
+    ]
+    families = {tables._family(name) for name in tables.labels(found)} - {"full", "head-only"}
+    assert families == set(tables.SERIES)
+
+
+def test_rows_of_several_sizes_or_lengths_do_not_go_into_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "rows.csv"
+    rows.append(csv, [result("full", "greek", seed, 0.8) for seed in (0, 1)])
+    rows.append(csv, [replace(result("full", "greek", 0, 0.9), epochs=8)])
+    assert tables.main(["--csv", str(csv)]) == 1
+    said = capsys.readouterr().err
+    assert "size tiny with 1 epochs (2), size tiny with 8 epochs (1)" in said
+    assert "--size tiny --epochs 1." in said
+    assert list(tmp_path.iterdir()) == [csv]
+    assert tables.main(["--csv", str(csv), "--size", "tiny", "--epochs", "8"]) == 0
+    assert "| full | 1 | 90.0 |" in (tmp_path / "rows.md").read_text()
+    assert tables.main(["--csv", str(csv), "--size", "gpu"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [([], "suite"), (["--size", "cpu"], "suite"), (["--size", "gpu"], "suite-gpu"), (["--quick"], "quick")],
+)
+def test_each_size_has_a_file_of_its_own(words: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(sys, "argv", ["run", *words])
+    monkeypatch.setattr(run, "run", lambda plan, csv, workers: written.append(csv))
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    assert run.main() == 0
+    assert written == [Path(f"benchmarks/results/{name}.csv")]
 
 
 def test_the_middle_rates_have_a_column_where_they_have_all_runs() -> None:
     middle = {name: run.middle(CONTENDERS[name], "vit") for name in ("full", "taps 5%", "head-only")}
 
     def rows_at(name: str, test: float, lr: str, seeds: tuple[int, ...] = (0, 1)) -> list[Row]:
-        return [replace(result(name, "greek", seed, test, lr=lr, val=0.5), backbone="vit") for seed in seeds]
+        val = 0.6 if lr == "9" else 0.5
+        return [replace(result(name, "greek", seed, test, lr=lr, val=val), backbone="vit") for seed in seeds]
 
     found = rows_at("full", 0.8, middle["full"])
     found += rows_at("taps 5%", 0.7, "9") + rows_at("head-only", 0.6, "9")
@@ -213,10 +307,11 @@ def test_the_middle_rates_have_a_column_where_they_have_all_runs() -> None:
     others += rows_at("head-only", 0.65, middle["head-only"], (0,))
     assert tables.middles([*found, *others]) == [*rows_at("full", 0.8, middle["full"]), *others]
     told = tables.overview(found, others)
-    assert "| taps 5% | 2 | 70.0 | -10.0 ± 0.0 | -5.0 ± 0.0 | 10.00 % |" in told
-    assert "| head-only | 2 | 60.0 | -20.0 ± 0.0 |  | 10.00 % |" in told
-    assert "at the middle rate" not in tables.overview(found, found)
-    assert "at the middle rate" not in tables.overview(found, others[2:])
+    assert "| taps 5% | 2 | 70.0 | -10.0 | -5.0 | 10.00 |" in told
+    assert "| head-only | 2 | 60.0 | -20.0 |  | 10.00 |" in told
+    assert "untuned rate" not in tables.overview(found, found)
+    assert "untuned rate" not in tables.overview(found, others[2:])
+    assert "`python -m benchmarks.suite.run --size tiny --epochs 1`, then" in tables.page([*found, *others], "rows")
 
 
 def test_the_page_and_its_pictures(tmp_path: Path) -> None:
@@ -227,8 +322,10 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     found.append(replace(found[-1], method="taps 1% int4", test=None, note="The norms alone take more."))
-    text = tables.page(found, "rows.csv")
+    text = tables.page(found, "rows")
     assert "The norms alone take more." in text
+    assert "(2 here)" in text
+    assert "`python -m benchmarks.suite.run --size tiny --epochs 1`." in text
     tables.accuracy_picture(found, tmp_path / "accuracy.svg")
     tables.layers_picture(found, tmp_path / "layers.svg")
     again = tmp_path / "again.svg"
@@ -250,37 +347,74 @@ def stand_in(folder: Path, seed: int) -> None:
             Image.fromarray(chance.integers(0, 256, (32, 32, 3), "uint8")).save(folder / name / f"{number}.png")
 
 
-def test_a_protocol_says_what_is_missing_and_runs_on_folders_of_its_layout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On stand-ins: three noisy classes in the place of each data set."""
-    data, words = tmp_path / "data", ["--home", str(tmp_path / "home"), "--pretrained", "--device", "cpu"]
-    protocol = replace(PROTOCOLS["decathlon"], tasks=PROTOCOLS["decathlon"].tasks[:2])
-    monkeypatch.setitem(PROTOCOLS, "decathlon", protocol)
-    command = ["decathlon", "--data", str(data), *words, "--epochs", "1", "--batch-size", "8", "--augment", "none"]
-    assert published.main(command) == 1
-    assert str(data) in capsys.readouterr().err
-    for task in protocol.tasks:
-        stand_in(data / task.name / "train", seed=1)
-    assert published.main(command) == 1
-    assert f"aircraft: put its images into {data / 'aircraft' / 'val'}/CLASS/" in capsys.readouterr().err
-    for task in protocol.tasks:
-        stand_in(data / task.name / "val", seed=2)
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small backbone of random weights in the place of each protocol's."""
 
-    def untrained(registry: Registry, *_: Any) -> None:
+    def add(registry: Registry, *_: Any) -> None:
         if not registry.bases():
             registry.add_base("base", "test_resnet", random_init=True, input_size=32)
 
-    monkeypatch.setattr(published, "add_base", untrained)
-    chosen = [*command, "--methods", "head only", "TAPS"]
-    assert published.main(chosen) == 0
+    monkeypatch.setattr(published, "add_base", add)
+
+
+def command(name: str, tasks: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Protocol, list[str]]:
+    """A protocol of its first so many tasks, and the words that run it on ``folder/data`` for an epoch."""
+    monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], tasks=PROTOCOLS[name].tasks[:tasks]))
+    words = f"{name} --data {folder / 'data'} --home {folder / 'home'} --pretrained --device cpu --tracker none"
+    return PROTOCOLS[name], [*words.split(), "--epochs", "1", "--batch-size", "8", "--augment", "none"]
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_says_what_is_missing_and_runs_on_folders_of_its_layout(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stand-ins: three noisy classes in the place of each data set."""
+    protocol, words = command(name, 2, tmp_path, monkeypatch)
+    data, first = tmp_path / "data", protocol.tasks[0]
+    assert published.main(words) == 1
+    assert str(data) in capsys.readouterr().err
+    for task in protocol.tasks:
+        stand_in(data / task.name / "train", seed=1)
+    assert published.main(words) == 1
+    missing = data / first.name / ("val" if name == "decathlon" else "test")
+    assert f"{first.name}: put its images into {missing}/CLASS/" in capsys.readouterr().err
+    for task in protocol.tasks:
+        stand_in(data / task.name / protocol.tested_on, seed=2)
+    words += ["--methods", "head only"]
+    assert published.main(words) == 0
     said = capsys.readouterr()
-    assert "aircraft: 3 classes, the published split has 100." in said.err
-    assert "| TAPS, paper |  |  | 78.70 |  |" in said.out
-    assert said.out.count("| TAPS, here |") == said.out.count("| head only, here |") == 1
+    assert f"{first.name}: 3 classes, the published split has {first.classes}." in said.err
+    assert said.out.count("| TAPS, paper |") == said.out.count("| head only, here |") == 1
     monkeypatch.setattr(Registry, "add_task", None)  # everything is there: nothing is trained again
-    assert published.main(chosen) == 0
-    assert capsys.readouterr().out.partition("| TAPS, here")[2] == said.out.partition("| TAPS, here")[2]
+    assert published.main(words) == 0
+    assert capsys.readouterr().out == said.out
+
+
+@pytest.mark.usefixtures("untrained")
+def test_taps_in_a_protocol_is_the_papers_and_with_a_budget_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol, words = command("domainnet", 1, tmp_path, monkeypatch)
+    for split in ("train", "test"):
+        stand_in(tmp_path / "data" / "clipart" / split, seed=1)
+    methods = [name for name in published.METHODS if name.startswith("TAPS")]
+    assert published.main([*words, "--methods", *methods]) == 0
+    with Registry.open(tmp_path / "home") as registry:
+        tasks = [registry.task(published.task_name(protocol.tasks[0], method)) for method in methods]
+    assert [(task.method, task.settings["budget"], task.encoding) for task in tasks] == [
+        ("taps", "", "fp32"),
+        ("taps-rank", "10%", "fp32"),
+        ("taps-rank", "1%", "int4"),
+    ]
+    assert tasks[0].settings["penalty"] == "uniform"
+
+
+def test_every_method_of_a_protocol_has_tasks_of_its_own_name() -> None:
+    names = [published.task_name(PROTOCOLS["domainnet"].tasks[0], method) for method in published.METHODS]
+    assert len(names) == len(set(names))
+    assert all(NAME.fullmatch(name) for name in names)
 
 
 def test_every_command_that_make_prints_names_a_base_of_the_suite() -> None:

@@ -8,6 +8,7 @@ ours.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "head only": {"method": "head-only"},
     "head and norms": {"method": "norm-only"},
     "Piggyback": {"method": "piggyback"},
-    "TAPS": {"method": "taps"},
+    "TAPS": {"method": "taps", "penalty": "uniform"},  # the paper's penalty, not our default
+    "TAPS, budget 10%": {"budget": "10%"},
+    "TAPS, budget 1% in int4": {"budget": "1%", "encoding": "int4"},
 }
 
 
@@ -36,16 +39,16 @@ def add_base(registry: Registry, protocol: Protocol, weights: Path | None, model
         registry.add_base(BASE, model or protocol.model, weights=weights, pretrained=weights is None)
 
 
-def task_name(protocol: Protocol, task: Dataset, method: str) -> str:
+def task_name(task: Dataset, method: str) -> str:
     """The registry's name of a task trained with a method."""
-    return f"{task.name}-{METHODS[method]['method']}"
+    return f"{task.name}-{re.sub('[^a-z0-9]+', '-', method.lower()).strip('-')}"
 
 
 def train(registry: Registry, protocol: Protocol, data: Path, methods: Sequence[str], settings: dict[str, Any]) -> None:
     """Train what is not there yet, and go on with what was interrupted."""
     for task in protocol.tasks:
         for method in methods:
-            name = task_name(protocol, task, method)
+            name = task_name(task, method)
             states = {known.name: known.state for known in registry.tasks()}
             progress = make_progress()
             try:
@@ -60,20 +63,23 @@ def train(registry: Registry, protocol: Protocol, data: Path, methods: Sequence[
 
 
 def table(registry: Registry, protocol: Protocol, methods: Sequence[str]) -> str:
-    """The paper's rows beside ours, in Markdown. Multiples are parameters of base and tasks over those of the base."""
+    """The paper's rows beside ours, in Markdown. Multiples are base and tasks together over the base alone."""
     names = [task.name for task in protocol.tasks]
-    lines = [["", *names, "mean", "times the base"]]
+    lines = [["", *names, "mean", "parameters, times the base", "bytes, times the base"]]
     lines.append(["---", *("---:" for _ in lines[0][1:])])
     for row in protocol.published:
         known = row.accuracy
         average = known.get("mean", mean(known.values()))
         cells = [f"{known[name]:.2f}" if name in known else "" for name in names]
-        lines.append([f"{row.method}, paper", *cells, f"{average:.2f}", f"{row.multiple:g}" if row.multiple else ""])
+        lines.append(
+            [f"{row.method}, paper", *cells, f"{average:.2f}", f"{row.multiple:g}" if row.multiple else "", ""]
+        )
     for method in methods:
-        mine = [task_name(protocol, task, method) for task in protocol.tasks]
+        mine = [task_name(task, method) for task in protocol.tasks]
         reached = [100 * registry.task(name).metrics["test/accuracy"] for name in mine]
-        multiple = registry.cost(mine).bases[0].total.multiple
-        lines.append([f"{method}, here", *(f"{one:.2f}" for one in reached), f"{mean(reached):.2f}", f"{multiple:.2f}"])
+        total = registry.cost(mine).bases[0].total
+        figures = (*reached, mean(reached), total.multiple, total.multiple_of_bytes)
+        lines.append([f"{method}, here", *(f"{figure:.2f}" for figure in figures)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -53,6 +53,8 @@ CONTENDERS: dict[str, Contender] = {
         Contender("head-only", {"method": "head-only"}, pace=3.0),
         Contender("norm-only", {"method": "norm-only"}, pace=3.0),
         Contender("last 25%", {"method": "hard-sharing", "share": "bottom", "own": "25%"}),
+        Contender("first 25%", {"method": "hard-sharing", "share": "top", "own": "25%"}),
+        # No last 10 %: the ResNet's last layer alone holds a tenth of the parameters, so nothing would fit.
         Contender("first 10%", {"method": "hard-sharing", "share": "top", "own": "10%"}),
         Contender("lora 1%", {"method": "lora"}, pace=3.0, share=0.01),
         Contender("lora 5%", {"method": "lora"}, pace=3.0, share=0.05, recoded=("int4",)),

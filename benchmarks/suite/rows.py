@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from taps_registry.registry.store.files import in_place
+
 
 @dataclass(frozen=True)
 class Key:
@@ -33,6 +35,7 @@ class Row:
         encoding: that the layers are stored in.
         recoded: the same, if the run's result was stored in it once more; empty for the run itself.
         lr: learning rate, as printed.
+        rank: of LoRA's factors, as it was chosen; None without a choice, and where nobody wrote it down.
         val, test: accuracy of the stored file, read back, 0..1; empty with a ``note`` if there is none.
         weights, norms, head: parameters stored.
         bytes: of the file.
@@ -42,6 +45,8 @@ class Row:
         seconds: from the first image opened to the file stored.
         open: names of the layers stored, in forward order, separated by spaces.
         note: why there is no accuracy.
+        device: ``cpu``, or the model of the CUDA device; empty where nobody wrote it down.
+        date: the last column, so that a row without it is torn.
     """
 
     task: str
@@ -54,6 +59,7 @@ class Row:
     epochs: int
     size: str
     recoded: str = ""
+    rank: int | None = None
     val: float | None = None
     test: float | None = None
     weights: int = 0
@@ -68,6 +74,7 @@ class Row:
     note: str = ""
     commit: str = ""
     machine: str = ""
+    device: str = ""
     torch: str = ""
     timm: str = ""
     date: str = ""
@@ -78,44 +85,69 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
-WHOLE = {"seed", "epochs", "weights", "norms", "head", "bytes", "header", "apart"}
+WHOLE = {"seed", "epochs", "rank", "weights", "norms", "head", "bytes", "header", "apart"}
 REAL = {"val", "test", "share", "seconds"}
+OPTIONAL = {"rank", "val", "test"}
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, the later of two with one key; none if there is no file. A torn last line is passed over."""
+    """The rows of a file, the later of two with one key; none if there is no file. A torn last line is passed over.
+
+    Columns that the file does not have yet are empty.
+    """
+    return list({row.key: row for row in map(_row, _complete(path)[1])}.values())
+
+
+def _complete(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """A file's titles and the lines that are not torn, as text; nothing if there is no file."""
     if not path.exists():
-        return []
+        return [], []
     with path.open(newline="", encoding="utf-8") as file:
-        found = [_row(raw) for raw in csv.DictReader(file) if raw.get("date")]
-    return list({row.key: row for row in found}.values())
+        lines = csv.DictReader(file)
+        return list(lines.fieldnames or ()), [raw for raw in lines if raw.get("date")]
 
 
 def _row(raw: dict[str, str]) -> Row:
     values: dict[str, object] = {}
     for name in COLUMNS:
         text = raw.get(name) or ""
-        if name in WHOLE:
+        if not text and name in OPTIONAL:
+            values[name] = None
+        elif name in WHOLE:
             values[name] = int(text or 0)
         elif name in REAL:
-            values[name] = float(text) if text else (None if name in ("val", "test") else 0.0)
+            values[name] = float(text or 0)
         else:
             values[name] = text
     return Row(**values)  # type: ignore[arg-type]
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows at the end of a file, with a line of titles if it is new; on the disk when this returns."""
+    """Add rows at the end of a file, which is made if need be; on the disk when this returns.
+
+    A file of earlier code gets the columns that it lacks, empty in its rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists() or path.stat().st_size == 0
-    torn = not new and not path.read_bytes().endswith(b"\n")
+    titles = _with_all_columns(path)
+    torn = not path.read_bytes().endswith(b"\n")
     with path.open("a", newline="", encoding="utf-8") as file:
         if torn:
             file.write("\n")
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
+        writer = csv.DictWriter(file, titles, lineterminator="\n")  # in the file's own order
         for row in rows:
             writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()})
         file.flush()
         os.fsync(file.fileno())
+
+
+def _with_all_columns(path: Path) -> list[str]:
+    """The titles of a file that has every column; one that lacks some is replaced by one with the same rows."""
+    titles, lines = _complete(path)
+    if set(COLUMNS) <= set(titles):
+        return titles
+    titles = [*(title for title in titles if title not in COLUMNS), *COLUMNS]
+    with in_place(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, titles, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return titles

@@ -34,7 +34,13 @@ TASKS = ("digits", "greek", "typefaces", "textures", "shapes", "counts")
 QUICK_TASKS = ("greek", "textures")
 SEARCH_SEED = 0
 RATES = {"resnet34": 6e-3, "densenet": 4e-3, "vit": 2e-3}
+EPOCHS = 8
 RESULTS = Path("benchmarks/results")
+
+
+def default_csv(size: str, *, quick: bool = False) -> Path:
+    """The file of rows unless another is named: one for each size, since tables do not mix them."""
+    return RESULTS / ("quick.csv" if quick else "suite.csv" if size == "cpu" else f"suite-{size}.csv")
 
 
 @dataclass(frozen=True)
@@ -172,12 +178,13 @@ def main() -> int:
         search=not chosen.no_search,
         device=chosen.device,
     )
+    csv = chosen.csv or default_csv(chosen.size, quick=chosen.quick)
     try:
-        run(plan, chosen.csv, chosen.workers)
+        run(plan, csv, chosen.workers)
     except KeyboardInterrupt:
-        print(f"\nStopped. What has finished is in {chosen.csv}; the same command goes on.", file=sys.stderr)
+        print(f"\nStopped. What has finished is in {csv}; the same command goes on.", file=sys.stderr)
         return 130
-    print(f"All runs are in {chosen.csv}. Tables and pictures: python -m benchmarks.suite.tables --csv {chosen.csv}")
+    print(f"All runs are in {csv}. Tables and pictures: python -m benchmarks.suite.tables --csv {csv}")
     return 0
 
 
@@ -187,11 +194,13 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one seed, two tasks, the ResNet, no search for rates")
     parser.add_argument("--no-search", action="store_true", default=quick, help="take the middle of each grid of rates")
     parser.add_argument("--data", type=Path, default=make.DEFAULT, help="folder of images and backbones")
-    parser.add_argument("--csv", type=Path, default=RESULTS / ("quick.csv" if quick else "suite.csv"), help="rows")
+    parser.add_argument(
+        "--csv", type=Path, help="rows (default: quick.csv, suite.csv or suite-SIZE.csv in the results)"
+    )
     parser.add_argument("--size", choices=SIZES, default="cpu", help="how much and how large (default: cpu)")
     parser.add_argument("--device", default="cpu", help="to train on (default: cpu)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
-    parser.add_argument("--epochs", type=int, default=8, help="of every run (default: 8)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of every run (default: {EPOCHS})")
     parser.add_argument("--seeds", type=int, default=1 if quick else 3, help="how many (default: 3)")
     for name, known, default in (
         ("tasks", make.TASKS, QUICK_TASKS if quick else TASKS),

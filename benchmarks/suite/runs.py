@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,20 +104,20 @@ def carry_out(job: Job) -> list[Row]:
     """
     home = _homes[0]
     base = _base(home, job)
-    settings = job.settings
-    if job.contender.share is not None:
-        settings["rank"] = fitting_rank(home, job, base)
+    row = replace(job.row(), rank=fitting_rank(home, job, base) if job.contender.share is not None else None)
+    row = replace(row, **circumstances(job.device))
+    settings = job.settings | ({} if row.rank is None else {"rank": row.rank})
     began = time.perf_counter()
     try:
         task = home.add_task("task", job.backbone, job.images, **settings)
     except TapsError as error:
-        return [replace(job.row(), note=" ".join(str(error).split())[:300], **circumstances())]
+        return [replace(row, note=" ".join(str(error).split())[:300])]
     finally:
         seconds = time.perf_counter() - began
         _forget(home, "task", keep=True)
     try:
-        first = described(replace(job.row(), seconds=round(seconds, 2)), task, base, home)
-        return [first, *_recoded(home, job, base)]
+        first = described(replace(row, seconds=round(seconds, 2)), task, base, home)
+        return [first, *_recoded(home, row, job.contender.recoded, base)]
     finally:
         _forget(home, "task")
 
@@ -188,20 +188,20 @@ def described(row: Row, task: Task, base: Base, home: Registry) -> Row:
         apart=apart,
         share=apart / backbone_bytes(base),
         open=" ".join(layer.name for layer in task.layers if layer.open and layer.kind != "norm"),
-        **circumstances(),
+        date=_now(),
     )
 
 
-def _recoded(home: Registry, job: Job, base: Base) -> Iterator[Row]:
+def _recoded(home: Registry, row: Row, encodings: Iterable[str], base: Base) -> Iterator[Row]:
     """The finished task in other encodings, each from what was trained and not from the one before."""
-    for encoding in job.contender.recoded:
+    for encoding in encodings:
         with tempfile.TemporaryDirectory(dir=home.home.parent) as folder:
             copied = shutil.copytree(home.home, Path(folder) / "registry")
             with Registry.open(copied) as copy:
                 began = time.perf_counter()
                 task = copy.recode("task", encoding)
                 seconds = round(time.perf_counter() - began, 2)
-                yield described(replace(job.row(), recoded=encoding, seconds=seconds), task, base, copy)
+                yield described(replace(row, recoded=encoding, seconds=seconds), task, base, copy)
 
 
 @functools.cache
@@ -211,9 +211,23 @@ def _place() -> dict[str, str]:
     return {"commit": _commit(), "machine": machine, **{name: found["versions"][name] for name in ("torch", "timm")}}
 
 
-def circumstances() -> dict[str, str]:
+def circumstances(device: str) -> dict[str, str]:
     """When and on what: columns of a row."""
-    return {**_place(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {**_place(), "device": device_name(device), "date": _now()}
+
+
+def device_name(device: str) -> str:
+    """The model of a CUDA device; others are called as they are asked for."""
+    import torch
+
+    if device == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        device = "cpu" if found is None else found.type
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") and torch.cuda.is_available() else device
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _commit() -> str:

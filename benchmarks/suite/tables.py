@@ -1,6 +1,6 @@
 """Tables and pictures from the rows of the suite: ``python -m benchmarks.suite.tables``.
 
-Writes ``suite.md`` and two pictures beside ``suite.csv``, and with ``--readme`` the first table into README.md.
+Writes ``suite.md`` and two pictures beside ``suite.csv``, and with ``--readme`` a short table into README.md.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from math import nan, sqrt
+from math import isnan, nan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,13 +19,45 @@ from typing import Any
 from . import rows
 from .contenders import CONTENDERS
 from .rows import Row
-from .run import RATES, RESULTS, chosen, middle
-from .tasks import TASKS
+from .run import EPOCHS, RATES, chosen, default_csv, middle
+from .tasks import SIZES, TASKS
 
 REFERENCE = "full"
-SHOWN = "taps-rank 10%"  # whose layers the picture shows
+SHOWN = "taps 10%"  # whose layers the picture shows: within the same bytes `taps-rank` has nearly all of them
+BRIEF = (  # the rows of README.md
+    REFERENCE,
+    "head-only",
+    "norm-only",
+    "piggyback",
+    "lora 10%",
+    "lora 10%, re-encoded as int4",
+    "taps 10%",
+    "taps-rank 1% int4",
+    "taps-rank 5%",
+    "taps-rank 10%",
+)
 README = Path("README.md")
 MARK = re.compile(r"(<!-- benchmark -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+
+
+def selected(found: Sequence[Row], size: str | None, epochs: int | None) -> list[Row]:
+    """The rows of one size of the suite and one length of training; None for whichever the file has.
+
+    Raises:
+        ValueError: if it has several, with what to type.
+    """
+    rest = [row for row in found if size in (None, row.size) and epochs in (None, row.epochs)]
+    kinds = Counter((row.size, row.epochs) for row in rest)
+    if len(kinds) > 1:
+        told = ", ".join(
+            f"size {size} with {epochs} epochs ({count})" for (size, epochs), count in sorted(kinds.items())
+        )
+        most = kinds.most_common(1)[0][0]
+        raise ValueError(
+            f"Rows of different sizes or epochs do not go into one table: {told}. "
+            f"Choose, such as --size {most[0]} --epochs {most[1]}."
+        )
+    return rest
 
 
 def finals(found: Sequence[Row]) -> list[Row]:
@@ -55,7 +86,7 @@ def ordered(found: Iterable[Row]) -> list[Row]:
 
 def label(row: Row) -> str:
     """The row's name in tables."""
-    return f"{row.method}, stored again as {row.recoded}" if row.recoded else row.method
+    return f"{row.method}, re-encoded as {row.recoded}" if row.recoded else row.method
 
 
 def labels(found: Iterable[Row]) -> list[str]:
@@ -72,8 +103,9 @@ class Summary:
     Attributes:
         runs: how many there are.
         accuracy: mean on test images, 0..1.
-        behind: mean difference to full fine-tuning on the same task, backbone and seed.
-        error: standard error of ``behind``.
+        behind: mean difference to full fine-tuning on the same task, backbone and seed; NaN without such runs.
+        error: standard error of ``behind``, as if each task on each backbone were one measurement, the mean of its
+            seeds; NaN for fewer than two.
         share: mean share of the base's bytes, the head apart.
         seconds: mean duration of a run.
     """
@@ -91,19 +123,29 @@ def summarise(some: Sequence[Row], reference: Sequence[Row]) -> Summary | None:
     done = [row for row in some if row.test is not None]
     if not done:
         return None
-    other = {_cell(row): row.test for row in reference if row.test is not None}
-    differences = [row.test - other[_cell(row)] for row in done if row.test is not None and _cell(row) in other]
+    cells = _differences(done, reference)
     return Summary(
         runs=len(done),
         accuracy=mean(row.test for row in done if row.test is not None),
-        behind=mean(differences) if differences else nan,
-        error=stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else nan,
+        behind=mean(cells) if cells else nan,
+        error=stdev(cells) / sqrt(len(cells)) if len(cells) > 1 else nan,
         share=mean(row.share for row in done),
         seconds=mean(row.seconds for row in done),
     )
 
 
-def _cell(row: Row) -> tuple[str, str, int]:
+def _differences(some: Iterable[Row], reference: Iterable[Row]) -> list[float]:
+    """Differences to the reference with the same seed: the mean over the seeds of each task and backbone."""
+    other = {_run(row): row.test for row in reference}
+    cells: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in some:
+        against = other.get(_run(row))
+        if row.test is not None and against is not None:
+            cells[row.task, row.backbone].append(row.test - against)
+    return [mean(differences) for differences in cells.values()]
+
+
+def _run(row: Row) -> tuple[str, str, int]:
     return row.task, row.backbone, row.seed
 
 
@@ -113,39 +155,50 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
 
 
-def overview(found: Sequence[Row], unsearched: Sequence[Row] = ()) -> str:
+def has_untuned(found: Sequence[Row], unsearched: Sequence[Row]) -> bool:
+    """Whether rows at the middle rates differ from those that count, and full fine-tuning has all its runs there."""
+    wanted = _runs(_of(found, REFERENCE))
+    complete = bool(wanted) and _runs(_of(unsearched, REFERENCE)) == wanted
+    return complete and {row.key for row in unsearched} != {row.key for row in found}
+
+
+def overview(found: Sequence[Row], unsearched: Sequence[Row] = (), only: Collection[str] = ()) -> str:
     """Every method over all tasks, backbones and seeds.
 
     Args:
         found: the rows that count.
         unsearched: rows at other learning rates, which get a column if they are others; methods that have not been run
             on all tasks, backbones and seeds have nothing in it.
+        only: names of the methods to list; all of them if empty.
     """
-    reference, beside = _of(found, REFERENCE), _of(unsearched, REFERENCE)
-    complete = {_cell(row) for row in beside} == {_cell(row) for row in reference}
-    both = complete and {row.key for row in unsearched} != {row.key for row in found}
+    both = has_untuned(found, unsearched)
+    columns = ["vs. full fine-tuning", *(["untuned rate"] if both else ())]
     lines = []
     for name in labels(found):
-        made = summarise(_of(found, name), reference)
-        if made is None:
-            lines.append([name, "0", *("" for _ in range(5 if both else 4))])
+        if only and name not in only:
             continue
-        others = _of(unsearched, name) if both and name != REFERENCE else []
-        enough = {_cell(row) for row in others} == {_cell(row) for row in _of(found, name)}
-        other = summarise(others, beside) if enough else None
-        lines.append(
-            [
-                name,
-                str(made.runs),
-                f"{100 * made.accuracy:.1f}",
-                "" if name == REFERENCE else f"{100 * made.behind:+.1f} ± {100 * made.error:.1f}",
-                *([f"{100 * other.behind:+.1f} ± {100 * other.error:.1f}" if other else ""] if both else ()),
-                f"{100 * made.share:.2f} %",
-                f"{made.seconds:.1f}",
-            ]
-        )
-    columns = ["against full", *(["at the middle rate"] if both else ())]
-    return table(["method", "runs", "accuracy, %", *columns, "of the base's bytes", "seconds"], lines)
+        made = summarise(_of(found, name), _of(found, REFERENCE))
+        if made is None:
+            lines.append([name, "0", *("" for _ in columns), "", "", ""])
+            continue
+        there = [made, _untuned(found, unsearched, name)] if both else [made]
+        points = ["" if name == REFERENCE else _points(one) for one in there]
+        rest = (f"{100 * made.share:.2f}", f"{made.seconds:.1f}")
+        lines.append([name, str(made.runs), f"{100 * made.accuracy:.1f}", *points, *rest])
+    return table(["method", "runs", "accuracy, %", *columns, "% of base bytes", "seconds"], lines)
+
+
+def _untuned(found: Sequence[Row], unsearched: Sequence[Row], name: str) -> Summary | None:
+    """A method at the middle rates; None if it lacks runs there."""
+    some = _of(unsearched, name)
+    return summarise(some, _of(unsearched, REFERENCE)) if _runs(some) == _runs(_of(found, name)) else None
+
+
+def _points(made: Summary | None) -> str:
+    """The difference to full fine-tuning, and its standard error, as far as they are known."""
+    if made is None or isnan(made.behind):
+        return ""
+    return f"{100 * made.behind:+.1f}" + ("" if isnan(made.error) else f" ± {100 * made.error:.1f}")
 
 
 def by(found: Sequence[Row], column: Callable[[Row], str], *, shares: bool) -> str:
@@ -176,39 +229,51 @@ def refused(found: Iterable[Row]) -> str:
     return "\n".join(f"- {method}, {backbone}: {note}" for (method, backbone), note in reasons.items())
 
 
+def _runs(some: Iterable[Row]) -> set[tuple[str, str, int]]:
+    return {_run(row) for row in some}
+
+
 def _of(found: Iterable[Row], name: str) -> list[Row]:
     return [row for row in found if label(row) == name]
 
 
+def commands(found: Sequence[Row], stem: str) -> str:
+    """What to type for rows like those of a file of this name."""
+    words = ["python -m benchmarks.suite.run"]
+    words += ["--quick"] if stem == "quick" else []
+    words += [f"--size {found[0].size}"] if found[0].size != "cpu" else []
+    words += [f"--epochs {found[0].epochs}"] if found[0].epochs != EPOCHS else []
+    once = " ".join(words)
+    return f"`{once}`, then `{once} --no-search`" if has_untuned(finals(found), middles(found)) else f"`{once}`"
+
+
 def page(found: Sequence[Row], stem: str) -> str:
-    """The whole page in Markdown, for rows of the file of this name."""
-    last = finals(found)
-    dates = sorted(row.date for row in last)
-    places = sorted({row.machine for row in last})
-    facts = (
-        f"{len(last)} rows of `{stem}.csv`, {dates[0][:10]} to {dates[-1][:10]}, on {', '.join(places)}; "
-        f"torch {last[0].torch}, timm {last[0].timm}; "
-        f"{', '.join(str(epochs) for epochs in sorted({row.epochs for row in last}))} epochs a run."
-    )
+    """The whole page in Markdown, for rows of the file of this name, all of one size and length of training."""
+    last, unsearched = finals(found), middles(found)
     blocks = [
         "# Methods side by side",
         "<!-- Written by `python -m benchmarks.suite.tables`. -->",
-        facts,
-        "Accuracy is on test images, of the stored file read back. *Against full* is the mean difference to full "
-        "fine-tuning on the same task, backbone and seed, in points, with its standard error. Bytes are those of the "
-        "values stored, without the head's and without the text that names them.",
-        overview(last, middles(found)),
+        _facts(last, stem) + f" The command: {commands(found, stem)}.",
+        "Accuracy is on test images, of the stored file read back. *Vs. full fine-tuning* is the mean difference to "
+        "full fine-tuning on the same task, backbone and seed, in points, with its standard error. "
+        + ("*Untuned rate* is the same, with everybody at the middle learning rate. " * has_untuned(last, unsearched))
+        + "Bytes are those of the values stored, without the head's and without the text that names them.",
+        "The standard error takes each task on each backbone for one measurement, the mean of its seeds "
+        f"({len({(row.task, row.backbone) for row in last})} here): another seed is no other task, and its runs are "
+        "no evidence of their own on how methods compare.",
+        overview(last, unsearched),
         f"![Accuracy against bytes]({stem}-accuracy.svg)",
+        "Bars are standard errors. A hollow mark is a result re-encoded after training.",
         "## By backbone",
-        "In brackets what a task takes of the base's bytes.",
+        "In brackets what a task takes, in per cent of the base's bytes.",
         by(last, lambda row: row.backbone, shares=True),
         "## By task",
         by(last, lambda row: row.task, shares=False),
         f"## Which layers opened: {SHOWN}",
+        "Norms, which every task has as its own, are left out.",
         f"![Layers opened, task by task]({stem}-layers.svg)",
         "## Learning rates",
-        "The best of those that each method tried on a backbone, by validation accuracy. *At the middle rate* is how "
-        "everybody does at the middle of the grid instead."
+        "The best of those that each method tried on a backbone, by validation accuracy."
         if len({(row.method, row.backbone, row.lr) for row in found}) > len(chosen(found))
         else "Each method has had one a backbone, the middle of its grid; no others were tried.",
         learning_rates(found),
@@ -218,70 +283,143 @@ def page(found: Sequence[Row], stem: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _facts(last: Sequence[Row], stem: str) -> str:
+    """How many rows, when and on what."""
+    dates = sorted(row.date for row in last)
+    places = {(row.machine, row.device if row.device != "cpu" else "") for row in last}
+    machines = sorted(", ".join(filter(None, place)) for place in places)
+    return (
+        f"{len(last)} rows of `{stem}.csv`, {dates[0][:10]} to {dates[-1][:10]}, on {' and '.join(machines)}; "
+        f"torch {last[0].torch}, timm {last[0].timm}; {last[0].epochs} epochs a run."
+    )
+
+
+@dataclass(frozen=True)
+class Series:
+    """How the rows of a family are drawn: no two differ by hue alone."""
+
+    colour: str
+    marker: str
+    line: str = ""
+    hollow: bool = False
+
+
+ORANGE, GREEN, BLUE, GREY = "#d55e00", "#009e73", "#0072b2", "#777777"
+SERIES = {  # in the legend's order, which goes down its columns
+    "taps-rank": Series(BLUE, "o", "-"),
+    "taps-rank in int4": Series(BLUE, "*", "--"),
+    "taps-rank, re-encoded": Series(BLUE, "o", hollow=True),
+    "piggyback": Series("#000000", "P"),
+    "taps, a budget": Series(GREEN, "D"),
+    "taps, a penalty": Series(GREEN, "X"),
+    "taps, re-encoded": Series(GREEN, "D", hollow=True),
+    "lora": Series(ORANGE, "s"),
+    "lora, re-encoded": Series(ORANGE, "s", hollow=True),
+    "norm-only": Series("#000000", "_"),
+    "first layers": Series(GREY, "<"),
+    "last layers": Series(GREY, ">"),
+}
+UNKNOWN = Series(GREY, ".")
+
+
 def accuracy_picture(found: Sequence[Row], path: Path) -> None:
     """Accuracy against bytes, one panel a backbone; full fine-tuning, and what stores nothing, as lines."""
-    pyplot = _pyplot()
     backbones = list(dict.fromkeys(row.backbone for row in found))
-    figure, panels = pyplot.subplots(1, len(backbones), figsize=(4.2 * len(backbones), 4.4), squeeze=False, sharey=True)
+    size = (3.3 * len(backbones), 4.6)
+    figure, panels = _pyplot().subplots(1, len(backbones), figsize=size, squeeze=False, sharey=True)
+    handles: dict[str, Any] = {}
     for panel, backbone in zip(panels[0], backbones, strict=True):
-        here = [row for row in found if row.backbone == backbone]
-        series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-        for name in labels(here):
-            made = summarise(_of(here, name), _of(here, REFERENCE))
-            if made is not None and made.share == 0:
-                panel.axhline(100 * made.behind, color="grey", linestyle=":", label=f"{name}, nothing stored")
-            elif made is not None and name != REFERENCE:
-                error = 0.0 if made.error != made.error else 100 * made.error
-                series[_family(name)].append((100 * made.share, 100 * made.behind, error))
-        for (family, points), marker in zip(series.items(), cycle("osDv^<>PXh*pd"), strict=False):
-            points.sort()
-            shares, behind, errors = zip(*points, strict=True)
-            style = "-" if family.startswith("taps-rank") else ""
-            panel.errorbar(shares, behind, errors, marker=marker, linestyle=style, label=family, markersize=5)
+        for label, handle in _draw(panel, [row for row in found if row.backbone == backbone]):
+            handles.setdefault(label, handle)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set(title=backbone, xlabel="bytes a task, % of the base", xscale="log")
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("points against full fine-tuning")
+    panels[0][0].set_ylabel("points vs. full fine-tuning")
     panels[0][0].set_yscale("symlog", linthresh=10)  # up to ten points as they are, more of them closer
     panels[0][0].set_yticks([5, 2, 0, -2, -5, -10, -20, -50], ["5", "2", "0", "-2", "-5", "-10", "-20", "-50"])
-    handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2 * len(backbones), fontsize=8)
+    order = [name for name in SERIES if name in handles] + [name for name in handles if name not in SERIES]
+    figure.legend(
+        [handles[name] for name in order], order, loc="outside lower center", ncols=max(1, len(panels[0]) + 1)
+    )
     _save(figure, path)
+
+
+def _draw(panel: Any, here: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+    """The rows of one backbone. Yields names for the legend, each with what it names."""
+    families: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for name in labels(here):
+        made = summarise(_of(here, name), _of(here, REFERENCE))
+        if made is None or isnan(made.behind) or name == REFERENCE:
+            continue
+        if made.share == 0:
+            yield f"{name}, nothing stored", panel.axhline(100 * made.behind, color=GREY, linestyle=":")
+        else:
+            error = 0.0 if isnan(made.error) else 100 * made.error
+            families[_family(name)].append((100 * made.share, 100 * made.behind, error))
+    for family, points in families.items():
+        style = SERIES.get(family, UNKNOWN)
+        shares, behind, errors = zip(*sorted(points), strict=True)
+        yield (
+            family,
+            panel.errorbar(
+                shares,
+                behind,
+                errors,
+                color=style.colour,
+                marker=style.marker,
+                markerfacecolor="white" if style.hollow else style.colour,
+                linestyle=style.line,
+                linewidth=1.2,
+                elinewidth=0.8,
+                markersize=8 if style.marker in "*_" else 5.5,
+            ),
+        )
 
 
 def _family(name: str) -> str:
     """Rows that are drawn as one series."""
-    if ", stored again" in name:
-        return f"{name.split()[0]}, stored again"
+    if ", re-encoded" in name:
+        return f"{name.split()[0]}, re-encoded"
     if name.startswith("taps penalty"):
         return "taps, a penalty"
     if name.startswith("taps-rank"):
-        return "taps-rank, few bits" if "int" in name else "taps-rank"
+        return "taps-rank in int4" if "int4" in name else "taps-rank"
     if name.startswith("taps"):
         return "taps, a budget"
+    if name.startswith(("first ", "last ")):
+        return f"{name.split()[0]} layers"
     return name.rpartition(" ")[0] if name.endswith("%") else name
 
 
 def layers_picture(found: Sequence[Row], path: Path) -> None:
     """How often each layer opened, task by task, one panel a backbone."""
-    pyplot = _pyplot()
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     backbones = list(dict.fromkeys(row.backbone for row in found))
     tasks = list(dict.fromkeys(row.task for row in found))
-    figure, panels = pyplot.subplots(len(backbones), 1, figsize=(8, 2.2 * len(backbones)), squeeze=False)
+    size = (8, 0.6 + 1.8 * len(backbones))
+    figure, panels = _pyplot().subplots(len(backbones), 1, figsize=size, squeeze=False)
     for panel, backbone in zip(panels[:, 0], backbones, strict=True):
         here = [row for row in found if row.backbone == backbone and row.test is not None]
         every = next((row.open.split() for row in here if row.method == REFERENCE), [])
-        runs = {task: [row.open.split() for row in _of(here, SHOWN) if row.task == task] for task in tasks}
-        often = [
-            [mean(layer in opened for opened in runs[task]) if runs[task] else nan for layer in every] for task in tasks
-        ]
-        panel.imshow(often, aspect="auto", cmap="Greens", vmin=0, vmax=1)
-        panel.set_yticks(range(len(tasks)), tasks, fontsize=8)
+        drawn = panel.imshow(_often(here, tasks, every), aspect="auto", cmap="Greens", vmin=0, vmax=1)
+        panel.vlines([place + 0.5 for place in range(len(every) - 1)], -0.5, len(tasks) - 0.5, "white", linewidth=1)
+        panel.hlines([place + 0.5 for place in range(len(tasks) - 1)], -0.5, len(every) - 0.5, "white", linewidth=1)
+        panel.set_yticks(range(len(tasks)), tasks)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_title(f"{backbone}: {len(every)} layers, from the stem to the last", fontsize=9)
+        panel.tick_params(length=0)
+        panel.set_title(f"{backbone}: {len(every)} layers, from the stem to the last")
+    figure.colorbar(drawn, ax=panels, format=PercentFormatter(1), label="seeds whose task stores the layer", aspect=40)
     _save(figure, path)
+
+
+def _often(here: Sequence[Row], tasks: Sequence[str], layers: Sequence[str]) -> list[list[float]]:
+    """The share of a task's runs in which a layer opened, ``[task][layer]``; NaN without runs."""
+    runs = {task: [row.open.split() for row in _of(here, SHOWN) if row.task == task] for task in tasks}
+    return [
+        [mean(layer in opened for opened in runs[task]) if runs[task] else nan for layer in layers] for task in tasks
+    ]
 
 
 def _pyplot() -> Any:
@@ -305,22 +443,29 @@ def filled(text: str, content: str) -> str:
     return MARK.sub(lambda mark: f"{mark[1]}\n{content}\n\n{mark[2]}", text)
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.suite.tables", description="Tables and pictures.")
-    parser.add_argument("--csv", type=Path, default=RESULTS / "suite.csv", help="rows that the runs left")
-    parser.add_argument("--readme", action="store_true", help="put the first table into README.md as well")
-    given = parser.parse_args()
-    found = ordered(rows.read(given.csv))
-    if not finals(found):
-        print(f"{given.csv} has no rows. First: python -m benchmarks.suite.run", file=sys.stderr)
+    parser.add_argument("--csv", type=Path, help="rows that the runs left (default: those of the size)")
+    parser.add_argument("--size", choices=SIZES, help="rows of this size of the suite only")
+    parser.add_argument("--epochs", type=int, help="rows of runs of this length only")
+    parser.add_argument("--readme", action="store_true", help="put a short table into README.md as well")
+    given = parser.parse_args(words)
+    csv = given.csv or default_csv(given.size or "cpu")
+    try:
+        found = ordered(selected(rows.read(csv), given.size, given.epochs))
+    except ValueError as error:
+        print(f"{csv}: {error}", file=sys.stderr)
         return 1
-    folder = given.csv.parent
-    (folder / f"{given.csv.stem}.md").write_text(page(found, given.csv.stem), "utf-8")
-    accuracy_picture(finals(found), folder / f"{given.csv.stem}-accuracy.svg")
-    layers_picture(finals(found), folder / f"{given.csv.stem}-layers.svg")
+    if not finals(found):
+        print(f"{csv} has no rows to show. First: python -m benchmarks.suite.run", file=sys.stderr)
+        return 1
+    folder = csv.parent
+    (folder / f"{csv.stem}.md").write_text(page(found, csv.stem), "utf-8")
+    accuracy_picture(finals(found), folder / f"{csv.stem}-accuracy.svg")
+    layers_picture(finals(found), folder / f"{csv.stem}-layers.svg")
     if given.readme:
-        README.write_text(filled(README.read_text("utf-8"), overview(finals(found), middles(found))), "utf-8")
+        README.write_text(filled(README.read_text("utf-8"), overview(finals(found), middles(found), BRIEF)), "utf-8")
     return 0
 
 
