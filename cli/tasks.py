@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 ENCODINGS = (
-    "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, lowrank or a plugin's, each also with +zstd; auto for the "
-    "smallest that is right as often"
+    "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, lowrank or a plugin's, each also with +zstd; auto: the "
+    "smallest within --encoding-tolerance"
 )
 
 
@@ -35,53 +35,81 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
 @click.argument("name")
 @click.option("--base", metavar="B", help="The base model. Not needed with --resume.")
 @click.option(
-    "--data", metavar="DIR", help="Class folders, with or without train/ val/ test/; or SCHEME/NAME[@ROOT] of timm."
+    "--data",
+    metavar="DIR",
+    help="Folder of class folders, with or without train/ val/ test/; or timm's SCHEME/NAME[@ROOT].",
 )
 @setting("val_data", str, "Validation images, if they are elsewhere.", "DIR")
 @setting("test_data", str, "Test images, if they are elsewhere.", "DIR")
 @setting(
     "method",
     str,
-    "How the base is adapted, see `taps-registry plugins`. Default: taps, or taps-rank with --budget.",
+    "Adaptation method, see `taps-registry plugins`. Default: taps, or taps-rank with --budget.",
     "NAME",
 )
-@setting("epochs", click.IntRange(min=1), "Passes over the training images.", "N")
-@setting("batch_size", click.IntRange(min=1), "Images a step.", "N")
-@setting("lr", float, "Learning rate. Default: that of the base's plugin.", "RATE")
-@setting("weight_decay", float, "Of gated layers towards the base, of the head's weight towards zero.", "RATE")
-@setting("score_lr", float, "Learning rate of the gates' scores.", "RATE")
-@setting("budget", str, "What may be stored: 5% of the base, 2MB, 500k parameters, remaining/N.", "AMOUNT")
-@setting("sparsity", float, "Strength of the penalty that closes gates, without a budget.", "LAMBDA")
-@setting("penalty", click.Choice(list(PENALTIES)), "What a gate weighs in it: all the same, or by size.")
-@setting("threshold", float, "A gate is open while its score is at least this.", "TAU")
-@setting("norms", click.Choice(NORMS), "The task's own norms, a gate for each, or the base's.")
-@setting("granularity", click.Choice(GRANULARITIES), "A gate a layer, or one for the layers of a block.")
-@setting("rank", click.IntRange(min=1), "Of low-rank factors, and width of adapters.", "R")
-@setting("alpha", float, "Low-rank deltas are multiplied by alpha / rank.", "A")
-@setting("keep", Share(), "Share of the weights that diff-pruning keeps.", "SHARE")
-@setting("share", click.Choice(SHARES), "hard-sharing: which end of the model stays the base's.")
-@setting("own", str, "hard-sharing: what is the task's own, in stages (2) or parameters (10%).", "AMOUNT")
-@setting("common", str, "vmt-adapter: the set of tasks to have projections in common with.", "NAME")
-@click.option("--method-arg", "method_args", multiple=True, metavar="K=V", help="Of a plugin's method; repeatable.")
-@setting("encoding", str, f"{ENCODINGS}.", "NAME")
-@setting("encoding_tolerance", float, "Points of validation accuracy that --encoding auto may lose.", "POINTS")
-@setting("augment", click.Choice(list(AUGMENTATIONS)), "Random crops; 'standard' adds flips and colours.")
-@setting("input_size", click.IntRange(min=1), "Height and width of images. Default: the base's.", "PX")
-@setting("seed", int, "Of splits, head, order and augmentation.", "N")
-@setting("device", str, "auto, cpu, cuda, cuda:1, mps.", "NAME")
-@setting("precision", click.Choice(list(PRECISIONS)), "Of the forward and backward pass.")
-@setting("workers", click.IntRange(min=0), "Processes that load images.", "N")
+@setting("epochs", click.IntRange(min=1), "Number of passes over the training images.", "N")
+@setting("batch_size", click.IntRange(min=1), "Batch size.", "N")
+@setting("lr", float, "Learning rate. Default: chosen by the base's plugin.", "RATE")
+@setting("weight_decay", float, "Weight decay: gated layers towards the base, the head towards zero.", "RATE")
+@setting("score_lr", float, "Learning rate of the gate scores.", "RATE")
+@setting("budget", str, "Limit on what is stored: 5% of the base, 2MB, 500k parameters, remaining/N.", "AMOUNT")
+@setting("sparsity", float, "Weight of the sparsity penalty, which closes gates; not used with --budget.", "LAMBDA")
 @setting(
-    "image_memory", Amount("bytes"), "Memory for decoded images; 0 for none. Default: a quarter of what is free.", "2GB"
+    "penalty",
+    click.Choice(list(PENALTIES)),
+    "Weight of each gate in the sparsity penalty: uniform, or by the size of its layers.",
 )
-@setting("processes", click.IntRange(min=1), "Processes that train, one a device.", "N")
-@setting("tracker", str, "mlflow, csv, none, or a plugin's.", "NAME")
-@setting("tracking_uri", str, "A tracking server. Default: inside the registry.", "URI")
+@setting("threshold", float, "Score at or above which a gate is open.", "TAU")
+@setting("norms", click.Choice(NORMS), "Normalization layers: the task's own, one gate per norm, or the base's.")
+@setting("granularity", click.Choice(GRANULARITIES), "One gate per layer or per block.")
+@setting("rank", click.IntRange(min=1), "Rank of low-rank factors, or width of adapters.", "R")
+@setting("alpha", float, "Low-rank updates are scaled by alpha / rank.", "A")
+@setting("keep", Share(), "diff-pruning: fraction of the weights to keep.", "FRACTION")
+@setting("share", click.Choice(SHARES), "hard-sharing: end of the model that is shared with the base.")
+@setting(
+    "own",
+    str,
+    "hard-sharing: size of the task's own part, in stages (2) or as a fraction of the parameters (10%).",
+    "AMOUNT",
+)
+@setting("common", str, "vmt-adapter: name of the group of tasks whose projections are shared.", "NAME")
 @click.option(
-    "--skip-bad-images", is_flag=True, default=None, help="Leave unreadable images out instead of refusing them."
+    "--method-arg",
+    "method_args",
+    multiple=True,
+    metavar="K=V",
+    help="Extra argument for a plugin's method; repeatable.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what the task would cost at least and at most.")
-@click.option("--resume", is_flag=True, help="Go on with this task's interrupted, failed or over-budget run.")
+@setting("encoding", str, f"{ENCODINGS}.", "NAME")
+@setting(
+    "encoding_tolerance", float, "Percentage points of validation accuracy that --encoding auto may lose.", "POINTS"
+)
+@setting(
+    "augment",
+    click.Choice(list(AUGMENTATIONS)),
+    "Data augmentation: 'light' for random crops, 'standard' also flips and colour jitter.",
+)
+@setting("input_size", click.IntRange(min=1), "Height and width of the images. Default: the base's.", "PX")
+@setting("seed", int, "Seed for splits, head, order and augmentation.", "N")
+@setting("device", str, "Device to train on: auto, cpu, cuda, cuda:1, mps.", "NAME")
+@setting("precision", click.Choice(list(PRECISIONS)), "Precision of the forward and backward pass.")
+@setting("workers", click.IntRange(min=0), "Number of processes that load images.", "N")
+@setting(
+    "image_memory",
+    Amount("bytes"),
+    "Memory for decoded images; 0 to keep none. Default: a quarter of the free memory.",
+    "2GB",
+)
+@setting("processes", click.IntRange(min=1), "Number of training processes, one per device.", "N")
+@setting("tracker", str, "Experiment tracker: mlflow, csv, none, or a plugin's.", "NAME")
+@setting("tracking_uri", str, "URI of a tracking server. Default: inside the registry.", "URI")
+@click.option(
+    "--skip-bad-images", is_flag=True, default=None, help="Skip unreadable images instead of stopping with an error."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only show the least and the most that the task would store; train nothing."
+)
+@click.option("--resume", is_flag=True, help="Resume this task's interrupted, failed or over-budget run.")
 @format_option
 @click.pass_obj
 def add_task(
@@ -96,20 +124,21 @@ def add_task(
     form: str,
     **options: Any,
 ) -> None:
-    """Train a task on a base and add it. No other task is touched.
+    """Train a task on a base and add it. Other tasks stay unchanged.
 
     \b
     Examples:
       taps-registry add-task cars --base r50 --data images/cars
       taps-registry add-task cars --base r50 --data images/cars --method lora --rank 4 --dry-run
+      taps-registry add-task cars --base r50 --data images/cars --budget 1% --encoding int4
       taps-registry add-task cars --resume
       taps-registry add-task fashion --base r50 --data torch/fashion_mnist@/srv/data --encoding bf16
     """
     given = {option: value for option, value in options.items() if value is not None}
     if not resume and not (base and data):
-        raise click.UsageError("A new task needs --base and --data; an interrupted one --resume.")
+        raise click.UsageError("A new task needs --base and --data; an interrupted one needs --resume.")
     if resume and dry_run:
-        raise click.UsageError("--dry-run is for a new task; a resumed one stores what it was begun with.")
+        raise click.UsageError("--dry-run is for a new task; a resumed run keeps the settings it was started with.")
     if method_args:
         from ..registry.models.build import parse_arguments
 
@@ -137,16 +166,20 @@ def add_task(
     say(f"Added {name}, version {task.version}: {_accuracy(task.metrics)}.")
     say(
         f"It stores {task.open_layers} of {task.gated_layers} layers, {number(task.params.total)} parameters "
-        f"({percent(share.share_of_base)} of the base's) in {size(task.bytes)} ({percent(share.share_of_bytes)})."
+        f"({percent(share.share_of_base)} of the base's, excluding the heads), in a file of {size(task.bytes)} "
+        f"({percent(share.share_of_bytes)} of the base's)."
     )
     say(f"Next: taps-registry predict {name} IMAGE; taps-registry cost")
     return None
 
 
 def _print_estimate(found: Estimate) -> None:
-    """Least and most, by part."""
+    """Least and most, by part; within a budget, what that allows instead of the most."""
+    ends = [("at least", found.least, found.least_share)]
+    if not found.allowed:
+        ends.append(("at most", found.most, found.most_share))
     print_table(
-        (f"{found.task} with {found.method}, {found.encoding}", "weights>", "norms>", "head>", "size>", "of base>"),
+        (f"{found.task} with {found.method}, {found.encoding}", "weights>", "norms>", "head>", "size>", "% params>"),
         (
             (
                 what,
@@ -156,13 +189,13 @@ def _print_estimate(found: Estimate) -> None:
                 size(found_size.bytes),
                 percent(share),
             )
-            for what, found_size, share in (
-                ("at least", found.least, found.least_share),
-                ("at most", found.most, found.most_share),
-            )
+            for what, found_size, share in ends
         ),
     )
-    say(f"Nothing was trained. {len(found.classes)} classes; the file's header comes on top of the size.")
+    for part in found.allowed:
+        of_what = " of weights and norms" if part.budget.endswith("%") else ""
+        say(f"--budget {part.budget} allows at most {part.amount:,} {part.unit}{of_what}.")
+    say(f"Nothing was trained. {len(found.classes)} classes; sizes exclude the file's header.")
     if found.refused:
         say(found.refused)
 
@@ -174,14 +207,14 @@ def _same_base(is_on: str, named: str | None) -> None:
 
 def _accuracy(metrics: Any) -> str:
     if not metrics:
-        return "how often it is right is not known"
+        return "accuracy not measured"
     if "test/accuracy" in metrics:
-        return f"{percent(metrics['test/accuracy'])} of the test images right"
-    return f"{percent(metrics['val/accuracy'])} of the validation images right (there were no test images)"
+        return f"test accuracy {percent(metrics['test/accuracy'])}"
+    return f"validation accuracy {percent(metrics['val/accuracy'])} (no test set)"
 
 
 @click.command(cls=Verb)
-@click.option("--base", metavar="B", help="Those on one base only.")
+@click.option("--base", metavar="B", help="Only tasks on this base.")
 @format_option
 @click.pass_obj
 def tasks(session: Session, base: str | None, form: str) -> None:
@@ -241,7 +274,7 @@ def accuracy(metrics: Any) -> str:
 @format_option
 @click.pass_obj
 def show(session: Session, name: str, form: str) -> None:
-    """Show all there is to know of a task or a base.
+    """Show the details of a task or a base.
 
     \b
     Example:
@@ -310,8 +343,10 @@ def _print_layers(record: Any) -> None:
 @click.command(cls=Verb)
 @click.argument("task")
 @click.option("--encoding", required=True, metavar="NAME", help=f"{ENCODINGS}.")
-@setting("encoding_tolerance", float, "Points of validation accuracy that --encoding auto may lose.", "POINTS")
-@setting("device", str, "Where accuracy is measured: auto, cpu, cuda, cuda:1, mps.", "NAME")
+@setting(
+    "encoding_tolerance", float, "Percentage points of validation accuracy that --encoding auto may lose.", "POINTS"
+)
+@setting("device", str, "Device on which accuracy is measured: auto, cpu, cuda, cuda:1, mps.", "NAME")
 @format_option
 @click.pass_obj
 def recode(session: Session, /, task: str, encoding: str, form: str, **options: Any) -> None:
@@ -344,7 +379,7 @@ def recode(session: Session, /, task: str, encoding: str, form: str, **options: 
 @click.argument("task")
 @click.pass_obj
 def remove(session: Session, task: str) -> None:
-    """Forget a task, finished or in training. `gc` frees its bytes; no other task is touched.
+    """Remove a task, finished or in training. `gc` frees its bytes; other tasks stay unchanged.
 
     \b
     Example:

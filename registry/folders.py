@@ -14,6 +14,7 @@ from .errors import BusyError
 from .home import Home
 
 LOCK = "lock"
+PATIENCE = 0.2  # seconds: whoever only asks whether a run is alive holds its lock for a moment
 HISTORY = "history.json"  # what each epoch of a finished run came to
 
 
@@ -25,7 +26,7 @@ def held(home: Home, run: str) -> Iterator[Path]:
         BusyError: if another process trains it.
     """
     folder = home.runs / run
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=PATIENCE)
     with home.lock():  # else `gc` could take the folder before it is locked
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -54,7 +55,7 @@ def is_alive(home: Home, run: str) -> bool:
     if not (home.runs / run / LOCK).exists():
         return False
     try:
-        with FileLock(home.runs / run / LOCK, timeout=0):
+        with FileLock(home.runs / run / LOCK, timeout=PATIENCE, poll_interval=PATIENCE / 10):
             return False
     except Timeout:
         return True
@@ -63,7 +64,7 @@ def is_alive(home: Home, run: str) -> bool:
 def drop_weights(folder: Path) -> None:
     """Remove what a finished run no longer needs; its history stays."""
     for file in (*folder.glob("*.safetensors"), *folder.glob(".*.part")):
-        file.unlink()
+        file.unlink(missing_ok=True)  # `gc` may be at it as well
 
 
 def drop(home: Home, run: str) -> None:

@@ -288,13 +288,26 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """One part of ``--budget``: its text, and what it allows in bytes or parameters.
+
+    The amount of a percentage is for weights and norms; others count the head as well.
+    """
+
+    budget: str
+    amount: int
+    unit: str
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """What a task would store, its file's header apart; shares are of the base's backbone, without the head.
+    """What a task would store, excluding its file's header; shares are of the base's backbone, without the head.
 
     Attributes:
-        least: the cheapest outcome.
-        most: the dearest one.
-        refused: why a budget would refuse even the cheapest outcome; empty if none would.
+        least: the smallest result.
+        most: the largest one, if no budget limited it.
+        refused: why a budget would refuse even the smallest result; empty if none would.
+        allowed: what ``--budget`` limits the result to; empty without one.
     """
 
     task: str
@@ -307,6 +320,7 @@ class Estimate:
     least_share: float
     most_share: float
     refused: str = ""
+    allowed: tuple[Allowance, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Registry:
 
     @classmethod
     def upgrade(cls, home: str | Path | None = None, *, database: str = "") -> tuple[str | None, str]:
-        """Bring the catalog's schema to this version's; nothing else ever migrates.
+        """Bring the catalog's schema to this version's; nothing else migrates an existing catalog.
 
         Returns:
             The revisions before and after.
@@ -168,7 +168,9 @@ class Registry:
             SettingsError, NameTakenError, WeightsError, PluginError, StorageError
         """
         if sum((weights is not None, pretrained, random_init)) != 1:
-            raise SettingsError("Say where the weights come from: one of --weights FILE, --pretrained, --random-init.")
+            raise SettingsError(
+                "Specify the source of the weights: one of --weights FILE, --pretrained, --random-init."
+            )
         from .models.bases import Source, add
 
         source = Source(Path(weights) if weights is not None else None, pretrained, seed)
@@ -279,7 +281,7 @@ class Registry:
             DataError: if ``auto`` cannot measure, since the images are gone or others.
             BudgetError: if it takes more bytes than the budgets leave.
             IntegrityError: if its bytes or the base's are missing or damaged.
-            BusyError: if another process made it another task in the meantime.
+            BusyError: if another process replaced the task in the meantime.
         """
         from .training.progress import Progress as Quiet
         from .training.recoding import recode
@@ -288,7 +290,7 @@ class Registry:
         return recode(self._context, task, changes, progress or Quiet())
 
     def remove(self, name: str) -> None:
-        """Forget a task; ``gc`` frees its bytes.
+        """Remove a task; ``gc`` frees its bytes.
 
         Raises:
             NotFoundError: if there is none of this name.
@@ -303,7 +305,7 @@ class Registry:
     # Costs and budgets
 
     def cost(self, tasks: Sequence[str] = (), *, base: str | None = None, by: str = "task") -> CostReport:
-        """What tasks cost in parameters and bytes.
+        """The cost of tasks in parameters and bytes.
 
         Args:
             tasks: names; all of them if empty.
@@ -327,7 +329,7 @@ class Registry:
         """
         limits = [limit for limit in (max_bytes, max_params) if limit is not None]
         if not limits or min(limits) < 0 or max(limits) > LARGEST:
-            raise SettingsError(f"A budget needs --max-bytes or --max-params, from 0 upwards and at most {LARGEST:,}.")
+            raise SettingsError(f"A budget needs --max-bytes or --max-params, at least 0 and at most {LARGEST:,}.")
         with self._context.catalog.write() as session:
             budgets.put(session, base, max_bytes, max_params)
         return self.budgets()
@@ -363,11 +365,11 @@ class Registry:
             IntegrityError: if its bytes or the base's are missing or damaged.
         """
         from .inference.task_model import task_model
-        from .training.device import make_accelerator
+        from .training.device import find_device
 
         record, base, composed = self._composed(task)
         config = record.input or base.input
-        return task_model(task, record.version or 0, composed, config, make_accelerator(device, "fp32").device)
+        return task_model(task, record.version or 0, composed, config, find_device(device))
 
     def predict(
         self, task: str, images: Sequence[str | Path], *, top: int = 1, device: str = "auto"
@@ -385,15 +387,12 @@ class Registry:
         """
         from .models.transforms import evaluation_transform
         from .training.data import open_images
-        from .training.device import make_accelerator
         from .training.evaluation import measure
         from .training.images import Images, evaluation_loader
 
-        accelerator = make_accelerator(device, "fp32")
         ready = self.load(task, device=device)
         images = Images(open_images(str(data), ready.classes), evaluation_transform(ready.input))
-        loader = accelerator.prepare(evaluation_loader(images, batch_size, workers))
-        found = measure(ready.model, loader, accelerator)
+        found = measure(ready.model, evaluation_loader(images, batch_size, workers))
         return Evaluation(task, ready.version, found.images, found.accuracy, found.loss)
 
     def export(self, task: str, path: str | Path) -> str:
@@ -432,7 +431,7 @@ class Registry:
         return upkeep.collect(self._context, dry_run=dry_run)
 
     def verify(self, *, deep: bool = False) -> tuple[Problem, ...]:
-        """Hold the catalog against the bytes; with ``deep`` read every one of them. Empty if all is well."""
+        """Check stored files against the catalog; with ``deep`` read every byte. Empty if there are no problems."""
         return upkeep.verify(self._context, deep=deep)
 
     def runs(self, task: str | None = None) -> tuple[Run, ...]:
@@ -466,7 +465,7 @@ def _find(home: str | Path | None, database: str) -> tuple[homes.Home, homes.Ide
             f"The catalog of {folder.root} is in {who.database}. Name it with --database or $TAPS_DATABASE_URL."
         )
     if not database and not folder.catalog.exists():
-        raise SchemaError(f"The catalog of the registry is missing: {folder.catalog}. Put a backup of it back.")
+        raise SchemaError(f"The catalog of the registry is missing: {folder.catalog}. Restore it from a backup.")
     return folder, who, Catalog(database or folder.database)
 
 

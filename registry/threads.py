@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -21,12 +23,30 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item]) -> list[Ma
     Raises:
         what ``work`` raises of the first item for which it does.
     """
-    threads = torch.get_num_threads()
+    with _threads() as threads, ThreadPoolExecutor(threads, initializer=_take_one) as pool:
+        return list(pool.map(work, items))
+
+
+_lock = Lock()
+_users: list[int] = []  # what each caller in the middle of its work found, the first one first
+
+
+@contextmanager
+def _threads() -> Iterator[int]:
+    """How many threads torch has, which is put back when the last caller has ended.
+
+    What a worker sets is also what new threads of the process begin with: a caller that comes meanwhile in such a
+    thread must not take that for what torch had.
+    """
+    with _lock:
+        threads = _users[0] if _users else torch.get_num_threads()
+        _users.append(threads)
     try:
-        with ThreadPoolExecutor(threads, initializer=_take_one) as pool:
-            return list(pool.map(work, items))
+        yield threads
     finally:
-        torch.set_num_threads(threads)  # of this thread it never changed, but it is what new ones begin with
+        with _lock:
+            _users.pop()
+            torch.set_num_threads(threads)
 
 
 def _take_one() -> None:

@@ -52,7 +52,7 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
             removed.append(str(path.relative_to(context.home.root)))
             size += _size(path)
             if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return Collected(tuple(removed), size, dry_run)
 
 
@@ -72,14 +72,14 @@ def _size(path: Path) -> int:
 
 
 def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
-    """Hold the catalog against the bytes.
+    """Check stored files against the catalog.
 
     Args:
         context: of the registry.
         deep: also read every byte, check digests and checksums, and compose every task from its base.
 
     Returns:
-        What is wrong; empty if all is well.
+        The problems; empty if there are none.
     """
     with context.catalog.read() as session:
         earlier = _earlier(session)
@@ -103,9 +103,9 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
             problems.extend(_artifact(context, task.name, task.digest, digests[task.base]))
         if shared.get(task.name) in broken:
             digest = str(shared[task.name])
-            problems.append(Problem(f"task {task.name}", f"what it has in common, {digest}, {broken[digest]}"))
+            problems.append(Problem(f"task {task.name}", f"its shared object {digest} {broken[digest]}"))
     for digest in (digest for digest in broken if digest in earlier):
-        what = f"the object of an earlier version of it, {digest}, {broken[digest]}; `taps-registry gc` removes it"
+        what = f"the object {digest} of an earlier version {broken[digest]}; `taps-registry gc` removes it"
         problems.append(Problem(f"task {earlier[digest]}", what))
     if deep:
         problems.extend(_contents(context, broken))
@@ -145,7 +145,7 @@ def _artifact(context: Context, task: str, digest: str, base_digest: str) -> Ite
         yield Problem(f"task {task}", str(error))
         return
     if header.base != base_digest:
-        yield Problem(f"task {task}", f"belongs to the base with digest {header.base}, its base has {base_digest}")
+        yield Problem(f"task {task}", f"belongs to the base with digest {header.base}, but its base has {base_digest}")
 
 
 def _damaged(context: Context, objects: Sequence[Row[str, int, str | None]]) -> Iterator[tuple[str, str]]:
@@ -179,7 +179,9 @@ def _contents(context: Context, broken: Collection[str]) -> Iterator[Problem]:
             continue
         found = digest(loaded.tensors)
         if found != base.digest:
-            yield Problem(f"base {base.name}", f"its tensors have the digest {found}, the catalog says {base.digest}")
+            yield Problem(
+                f"base {base.name}", f"its tensors have the digest {found}, but the catalog says {base.digest}"
+            )
         for task in (task for task in ready if task.base == base.name and task.digest not in broken):
             try:
                 compose(loaded, context.store.get(task.digest), context.store.get)
@@ -195,5 +197,5 @@ def _checksums(context: Context, objects: Sequence[Row[str, int, str | None]]) -
         path = context.store.path(digest)
         with suppress(TapsError):
             if known is not None and checksum(path) != known:
-                what = "has another BLAKE3 than the catalog says: it is good, but loading it takes longer"
-                yield Problem(f"object {digest}", what)
+                what = "its BLAKE3 differs from the catalog; the file is intact (its SHA-256 matches)"
+                yield Problem(f"object {digest}", f"{what}, but loading it is slower")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -11,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from taps_registry import Registry
-from taps_registry.plugins.methods import thin
+from taps_registry.plugins.methods import Adaptation, thin
+from taps_registry.registry.catalog import runs
 from taps_registry.registry.errors import (
     BusyError,
     DataError,
@@ -27,9 +30,11 @@ from taps_registry.registry.errors import (
 )
 from taps_registry.registry.folders import held
 from taps_registry.registry.records import Task
-from taps_registry.registry.training import checkpoint
+from taps_registry.registry.training import adding, checkpoint
+from taps_registry.registry.training.device import make_accelerator
 from taps_registry.registry.training.job import Best
 from taps_registry.registry.training.loop import CHECKPOINT
+from taps_registry.registry.training.optimisation import Optimisation
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
@@ -285,26 +290,147 @@ def test_a_gpu_trains_in_every_precision(registry: Registry, add: Add, precision
 
 @pytest.mark.parametrize("told", [{}, {"method": "taps", "budget": "20%"}], ids=str)
 def test_two_processes_train_one_task(registry: Registry, images: Path, told: dict[str, str]) -> None:
-    """In a process of its own: torch's process groups do not outlive it. The budget changes what trains on the way."""
+    """The budget changes what trains on the way."""
+    run_in_two(registry, images, "base", {"epochs": 2, "batch_size": 4, "device": "cpu", "tracker": "none", **told})
+    task = registry.task("two")
+    assert task.state == "ready"
+    assert task.open_layers > 0
+    assert registry.verify(deep=True) == ()
+
+
+def run_in_two(registry: Registry, images: Path, base: str, told: dict[str, Any]) -> None:
+    """Add the task ``two`` by a program of its own: torch's process groups do not outlive it."""
     program = f"""
-import json, warnings
 from taps_registry import Registry
 if __name__ == "__main__":
     with Registry.open({str(registry.home)!r}) as registry:
-        task = registry.add_task("two", "base", {str(images)!r}, epochs=2, batch_size=4, processes=2, device="cpu",
-                                 tracker="none", augment="none", workers=0, **{told!r})
-        print(json.dumps([task.state, task.open_layers, len(registry.verify(deep=True))]))
+        registry.add_task("two", {base!r}, {str(images)!r}, processes=2, **{told!r})
 """
+    done = run_script(registry, program)
+    assert done.returncode == 0, done.stderr
+
+
+def run_script(registry: Registry, program: str) -> subprocess.CompletedProcess[str]:
     script = registry.home / "two.py"
     script.write_text(program)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment, check=False
     )
-    assert done.returncode == 0, done.stderr
-    state, opened, problems = json.loads(done.stdout.splitlines()[-1])
-    assert (state, problems) == ("ready", 0)
-    assert opened > 0
+
+
+def test_two_processes_train_as_one_does_with_batches_of_twice_the_size(registry: Registry, images: Path) -> None:
+    """Each has a model of its own, and they agree on gradients. A ViT, whose norms know no batch."""
+    registry.add_base("vit", "test_vit", random_init=True, input_size=32)
+    told = {"method": "full", "epochs": 1, "device": "cpu", "tracker": "none", "augment": "none", "workers": 0}
+    alone = registry.add_task("one", "vit", images, batch_size=8, **told)
+    run_in_two(registry, images, "vit", {**told, "batch_size": 4})
+    together = registry.task("two")
+    assert together.metrics["val/loss"] == pytest.approx(alone.metrics["val/loss"], rel=1e-3)
+    ours, theirs = (registry.load(name, device="cpu").model.state_dict() for name in ("one", "two"))
+    moved = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
+    assert float(moved.abs().max()) < 1e-4
+
+
+def test_a_process_that_dies_before_it_begins_is_not_waited_for(registry: Registry, images: Path) -> None:
+    program = f"""
+from taps_registry import Registry
+with Registry.open({str(registry.home)!r}) as registry:
+    registry.add_task("two", "base", {str(images)!r}, processes=2, batch_size=4, device="cpu", tracker="none")
+"""
+    done = run_script(registry, program)
+    assert done.returncode != 0
+    assert "Training processes died before they began: rank 1" in done.stderr
+    assert 'needs `if __name__ == "__main__":`' in done.stderr
+
+
+def test_what_came_late_keeps_its_place_in_a_run_of_fewer_steps() -> None:
+    """As when a run is resumed with more processes: its factors warm up no longer, and never against the gradient."""
+    weight, factor = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+
+    def optimisation(steps: int) -> Optimisation:
+        made = Optimisation([{"params": [weight]}], [], 1e-3, 0.01, steps, make_accelerator("cpu", "fp32"))
+        late = SimpleNamespace(trains=lambda _: True, late_groups=lambda: [{"params": [factor], "lr": 4e-3}])
+        made.follow(cast(Adaptation, late), steps // 20)
+        return made
+
+    long, short = optimisation(3000), optimisation(750)
+    short.load_state_dict(long.state_dict())
+    for share in (1 / 15, 0.2, 0.9):
+        long.set_rates(round(share * 3000))
+        short.set_rates(round(share * 750))
+        found, wanted = (made.weights.param_groups[1]["lr"] for made in (short, long))
+        assert 0 < found == pytest.approx(wanted, rel=0.05)
+
+
+def test_a_run_of_one_step_can_be_resumed(registry: Registry, add: Add) -> None:
+    """What it stores was fixed after its only step."""
+    with pytest.raises(Interrupted):
+        add("task", budget="5%", epochs=1, batch_size=64, progress=StopsAfter(1))
+    assert registry.resume_task("task").digest == add("undisturbed", budget="5%", epochs=1, batch_size=64).digest
+
+
+def test_a_catalog_that_is_busy_for_a_moment_stops_no_run(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = runs.update
+
+    def refuse(session: object, run: str, **values: object) -> None:
+        if "epoch" in values:
+            raise BusyError("The catalog is locked.")
+        update(session, run, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs, "update", refuse)
+    watch = Watches()
+    assert add("task", epochs=2, progress=watch).state == "ready"
+    told = [note for note in watch.notes if "does not know that epoch" in note]
+    assert told == [f"The catalog does not know that epoch {n} has ended: The catalog is locked." for n in (1, 2)]
+
+
+def test_a_task_that_is_in_the_catalog_is_there_whatever_comes_after(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(adding, "drop_weights", fail)
+    watch = Watches()
+    assert add("task", progress=watch).state == "ready"
+    assert watch.notes == [
+        "'task' was added, but what its run came to was not all written down: No space left on device"
+    ]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adding._Attempt, "_publish", _then(adding._Attempt._publish, interrupt))
+    with pytest.raises(Interrupted, match=r"Stopped\. 'other' had been added just before: it is ready\."):
+        add("other")
+    assert registry.task("other").state == "ready"
+
+
+def _then(first: Callable[..., object], second: Callable[..., None]) -> Callable[..., object]:
+    def both(*given: object) -> object:
+        made = first(*given)
+        second()
+        return made
+
+    return both
+
+
+def test_tasks_are_loaded_and_measured_while_another_trains(registry: Registry, add: Add, images: Path) -> None:
+    """accelerate has one state a process: whoever makes it anew changes the precision of a run in training."""
+    add("first", test_data=images)
+    states: list[str] = []
+
+    class Looks(Progress):
+        def epoch(self, result: EpochResult) -> None:
+            before = AcceleratorState().mixed_precision
+            registry.evaluate("first", images, device="cpu")
+            states.append(f"{before} {AcceleratorState().mixed_precision}")
+
+    add("second", precision="bf16", progress=Looks())
+    assert states == ["bf16 bf16"]
 
 
 def test_a_checkpoint_reads_back_what_was_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,16 +47,20 @@ def _most_resident() -> int:
     return 1024 * int(line.split()[1])
 
 
+def _bytes(command: list[str]) -> int:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  (this package)
+    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
 def memory(options: Options) -> Iterator[Ratio]:
-    """Peaks of memory, each in a process of its own."""
+    """Peaks of memory, each the median of three processes: what an allocator can reuse differs from one to the next."""
     given = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
     given += ["--pixels", str(options.pixels), *(["--compile"] if options.compile else [])]
     for model in options.models:
         peaks = {}
         for contender in ("full", *SPENDERS, "composed"):
             command = [sys.executable, "-m", "benchmarks.speed.run", *given, "--child", f"{model}/{contender}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  (this package)
-            peaks[contender] = json.loads(done.stdout.splitlines()[-1])["bytes"]
+            peaks[contender] = statistics.median(_bytes(command) for _ in range(1 if options.quick else 3))
         note = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
         what = f"{model}: peak memory of %s / of full"
         for method in SPENDERS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,41 +18,52 @@ AMPLE = 1 / 8  # of a weight's values, in factors
 
 @dataclass(frozen=True)
 class Cut:
-    """A delta's singular values, largest first, and vectors: ``(C_out, k)``, ``(k,)`` and ``(k, d)``."""
+    """How a delta comes apart: its singular values, and its singular vectors of the shorter side.
 
-    left: Tensor
+    Those of the longer side follow from the delta, which the model holds: all of a model's would be as large as it is.
+
+    Attributes:
+        live: the weight, ``(C_out, ...)``, as a matrix ``(C_out, d)``.
+        vectors: ``(m, m)``, in columns, with ``m = min(C_out, d)``.
+        sizes: singular values, ``(m,)``, largest first.
+    """
+
+    live: Live
+    vectors: Tensor
     sizes: Tensor
-    right: Tensor
 
     @classmethod
     def of(cls, live: Live) -> Cut:
-        """Of the shorter side, the eigenvectors of ``D D^T`` or ``D^T D``: a fifth of an SVD's time.
+        """By the eigenvectors of ``D D^T`` or ``D^T D``, whichever is smaller: a fifth of an SVD's time.
 
         Directions below about ``3e-4`` of the largest are not told apart from each other; ``D`` is their sum all the
         same.
         """
-        delta = (live.value - live.base).reshape(len(live.base), -1).float()
-        if delta.shape[0] > delta.shape[1]:
-            right, sizes, left = cls._of_wide(delta.T)
-            return cls(left.T, sizes, right.T)
-        return cls(*cls._of_wide(delta))
-
-    @staticmethod
-    def _of_wide(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(m, m)``, ``(m,)`` and ``(m, n)`` of a matrix ``(m, n)`` with ``m <= n``."""
-        left = torch.linalg.eigh(delta @ delta.T).eigenvectors.flip(1)
-        right = left.T @ delta
-        sizes = right.norm(dim=1)
-        unit = torch.eye(*right.shape, dtype=right.dtype, device=right.device)
-        return left, sizes, torch.where(sizes[:, None] > 0, right / sizes[:, None], unit)
+        wide = _wide(live)
+        vectors = torch.linalg.eigh(wide @ wide.T).eigenvectors.flip(1)
+        return cls(live, vectors, (vectors.T @ wide).norm(dim=1))
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """``up (C_out, r)`` and ``down (r, d)``, of the same norms but for directions of no size.
 
         Of these ``down`` is a unit vector: two factors of zeros would have no gradients and stay so.
         """
-        roots = self.sizes[:rank].sqrt()
-        return self.left[:, :rank] * roots, roots.where(roots > 0, 1.0)[:, None] * self.right[:rank]
+        short, sizes = self.vectors[:, :rank].T, self.sizes[:rank, None]
+        long = short @ _wide(self.live)
+        long = torch.where(sizes > 0, long / sizes, torch.eye(*long.shape, dtype=long.dtype, device=long.device))
+        up, down = (long, short) if _is_tall(self.live) else (short, long)
+        roots = sizes.sqrt()
+        return (up * roots).T.contiguous(), (down * roots.where(roots > 0, 1.0)).contiguous()
+
+
+def _is_tall(live: Live) -> bool:
+    return len(live.base) > prod(live.base.shape[1:])
+
+
+def _wide(live: Live) -> Tensor:
+    """The delta as a matrix, ``(m, n)`` with ``m <= n``."""
+    delta = (live.value - live.base).reshape(len(live.base), -1).float()
+    return delta.T if _is_tall(live) else delta
 
 
 def choose(

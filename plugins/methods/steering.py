@@ -93,7 +93,8 @@ class Steering:
         Args:
             inner: ``(L,)``, the inner product of gradient and delta of each gate's layers.
         """
-        self.worth.lerp_(inner.to(self.worth).square(), 1 - MEMORY)
+        squares = inner.to(self.worth).square()
+        self.worth.lerp_(squares.where(squares.isfinite(), self.worth), 1 - MEMORY)  # fp16's first steps may overflow
 
     def wanted(self) -> list[bool]:
         """Which gates are to be open."""

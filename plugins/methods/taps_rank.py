@@ -64,7 +64,10 @@ class RankAdaptation(Reparametrised):
         if self.fixed:
             return
         squares = [torch.zeros(()) if live.grad is None else live.grad.square().mean() for live in self.candidates]
-        self.curvature.lerp_(torch.stack([one.to(self.curvature) for one in squares]), 1 - MEMORY)
+        found = torch.stack([one.to(self.curvature) for one in squares])
+        self.curvature.lerp_(
+            found.where(found.isfinite(), self.curvature), 1 - MEMORY
+        )  # fp16's first steps may overflow
         for live in self.candidates:
             live.value.lerp_(live.base, SLOW * lr * self.settings.weight_decay)
 
@@ -174,7 +177,7 @@ class TapsRank(Method):
     """Spends a budget on directions."""
 
     name = "taps-rank"
-    summary = "the directions of each layer's delta that are worth their bytes, the norms and the head"
+    summary = "low-rank updates with ranks chosen per layer to fit the budget, the norms and the head"
     options = frozenset({"limits", "factors", "norms"})
     needs_limits = True
 

@@ -32,7 +32,7 @@ class Catalog:
     def __init__(self, url: str) -> None:
         self.url = parse(url)
         try:
-            self.engine = create_engine(self.url)
+            self.engine = create_engine(self.url, pool_pre_ping=True)  # servers drop what idles through an epoch
         except ModuleNotFoundError as error:
             raise SettingsError(
                 f"The driver for {self.address} is not installed ({error}). Type: pip install 'taps-registry[postgres]'"
@@ -90,7 +90,7 @@ class Catalog:
                 raise BusyError(
                     f"Another process has been writing to {self.address} for {BUSY_SECONDS} seconds. Try again."
                 ) from error
-            raise StorageError(f"The catalog at {self.address} does not answer: {reason}") from error
+            raise StorageError(f"The catalog at {self.address} is not available: {reason}") from error
 
 
 def parse(url: str) -> URL:
@@ -99,13 +99,13 @@ def parse(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError as error:
         raise SettingsError(
-            f"--database {url!r} is no URL of a database. Examples: sqlite:////srv/catalog.sqlite, "
+            f"--database {url!r} is not a database URL. Examples: sqlite:////srv/catalog.sqlite, "
             "postgresql://user@host/database"
         ) from error
     if parsed.drivername in ("postgres", "postgresql"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise SettingsError(f"The catalog can live in SQLite or PostgreSQL, not in {parsed.get_backend_name()}.")
+        raise SettingsError(f"The catalog can be stored in SQLite or PostgreSQL, not in {parsed.get_backend_name()}.")
     return parsed
 
 

@@ -21,10 +21,11 @@ from typing import Any
 from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
-from ..errors import BudgetError, DataError, Interrupted, NotFoundError, TapsError
+from ..errors import BudgetError, BusyError, DataError, Interrupted, NotFoundError, StorageError, TapsError
 from ..folders import HISTORY, drop, drop_weights, held
 from ..home import check_name
 from ..records import Task
+from ..reporting.shares import stored_shares
 from .budget import require_fit, require_kept
 from .estimating import least
 from .job import Outcome
@@ -81,14 +82,19 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
     if run is None:
         raise NotFoundError(f"The task {name!r} is finished: there is nothing to resume.")
     with held(context.home, run.id) as folder:
+        with context.catalog.read() as session:
+            now = runs.of_task(session, name)
+        if now is None or now.id != run.id:
+            raise BusyError(f"The task {name!r} was finished or removed by another process just now.")
         settings = TaskSettings(**run.settings).changed(changes)
         check(context, settings)
-        prepared = prepare(context, record, settings, progress, name)
+        prepared = prepare(context, record, settings, progress, name, resumed=True)
         if prepared.job.data.fingerprint != run.fingerprint:
             raise DataError(
                 f"The images in {settings.data} are not those that the run of {name!r} began with. Put them back, or "
                 f"`taps-registry remove {name}` and add it anew."
             )
+        require_fit(prepared.job, name)
         with context.catalog.write() as session:
             runs.update(session, run.id, state="running", settings=prepared.job.settings.as_json(), error="")
         attempt = _Attempt(context, name, run.id, folder, prepared, progress)
@@ -132,7 +138,8 @@ class _Attempt:
             outcome = train(self.job, self.progress, lambda result: self._after_epoch(result, following))
             published = self._publish(outcome, following)
         except KeyboardInterrupt:
-            self._stopped("interrupted", "", following)
+            if not self._stopped("interrupted", "", following):
+                raise Interrupted(f"Stopped. {self.name!r} had been added just before: it is ready.") from None
             raise Interrupted(
                 f"Stopped. The run of {self.name!r} is kept; continue it with: "
                 f"taps-registry add-task {self.name} --resume"
@@ -141,7 +148,7 @@ class _Attempt:
             self._stopped("over-budget", str(error), following)
             raise BudgetError(
                 f"{error} The trained run is kept: continue it with `taps-registry add-task {self.name} --resume`, "
-                "after raising the budget or with another --encoding, --sparsity or --threshold."
+                f"{self._advice()}."
             ) from error
         except BaseException as error:
             keep = not fresh or (self.folder / CHECKPOINT).exists()
@@ -149,9 +156,19 @@ class _Attempt:
             if isinstance(error, TapsError) and keep:
                 raise type(error)(f"{error} Then continue with: taps-registry add-task {self.name} --resume") from error
             raise
-        self._record(published, outcome, following)  # the task is in the catalog: nothing here can undo that
+        try:
+            self._record(published, outcome, following)
+        except (TapsError, OSError) as error:  # the task is in the catalog: nothing here can undo that
+            self.progress.note(f"{self.name!r} was added, but what its run came to was not all written down: {error}")
         with self.context.catalog.read() as session:
             return tasks.get(session, self.name)
+
+    def _advice(self) -> str:
+        """What may be changed so that a run that was over budget fits."""
+        if self.settings.budget:
+            return "after raising the budget or with a smaller --budget"
+        steered = {"sparsity", "threshold"} <= self.job.method.options
+        return "after raising the budget or with another --encoding" + (", --sparsity or --threshold" * steered)
 
     def _follow(self, tracked: str) -> Following:
         home = self.context.home.root
@@ -180,8 +197,11 @@ class _Attempt:
     def _after_epoch(self, result: EpochResult, following: Following | None) -> None:
         if following is not None:
             following.epoch(result)
-        with self.context.catalog.write() as session:
-            runs.update(session, self.run, epoch=result.epoch)
+        try:
+            with self.context.catalog.write() as session:
+                runs.update(session, self.run, epoch=result.epoch)
+        except (BusyError, StorageError) as error:  # the checkpoint is there, and the next epoch will say it again
+            self.progress.note(f"The catalog does not know that epoch {result.epoch} has ended: {error}")
 
     def _publish(self, outcome: Outcome, following: Following) -> tasks.Published:
         """Encode, measure, store, and make the task ready."""
@@ -191,9 +211,10 @@ class _Attempt:
             result = smallest(result, self.folder, self.base, self.job, fetch, note)
         metrics = measure_file(result, self.base, self.job, self.context.store.get)
         following.metrics({f"artifact/{name}": value for name, value in metrics.items()}, outcome.best.epoch)
-        title = f"{self.name} on {self.base.record.name}"
-        following.scores(outcome.delta.layers, self.settings.threshold, title)
         published = describe(result, self.job, metrics)
+        shares = stored_shares(published.layers, self.base.record.layers)
+        title = f"{self.name} on {self.base.record.name}"
+        following.scores(outcome.delta.layers, self.settings.threshold, title, shares)
         require_kept(self.job, result.delta.stored(), published.bytes, self.name)
         with self.context.home.lock(), self.context.catalog.write() as session:
             tasks.require_room(session, self.name, published)
@@ -224,11 +245,15 @@ class _Attempt:
         (self.folder / HISTORY).write_text(history, "utf-8")
         drop_weights(self.folder)
 
-    def _stopped(self, state: str, error: str, following: Following | None, *, keep: bool = True) -> None:
-        """Write down why the run stopped; a fresh run that has nothing to resume gives its name back."""
+    def _stopped(self, state: str, error: str, following: Following | None, *, keep: bool = True) -> bool:
+        """Write down why the run stopped; a fresh run that has nothing to resume gives its name back.
+
+        Returns:
+            Whether it stopped: after its last transaction, the task is ready and stays.
+        """
         with self.context.catalog.write() as session:
             if runs.get(session, self.run).state == "finished":
-                return  # it was stopped after its transaction: the task is ready, and stays
+                return False
             runs.update(session, self.run, state=state, error=error)
             if not keep:
                 tasks.remove(session, self.name)
@@ -236,3 +261,4 @@ class _Attempt:
             following.end("interrupted" if state == "interrupted" else "failed")
         if not keep:
             drop(self.context.home, self.run)
+        return True

@@ -8,7 +8,7 @@ them, hold all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ def _parse(text: str) -> Amount:
         found = Amount(0, "", text)
     if not 0 < found.value < float("inf"):
         raise SettingsError(
-            f"--budget {text!r} is no budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
+            f"--budget {text!r} is not a valid budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
             "remaining/3 (of what the registry's budgets have left), 5%,2MB (both)."
         )
     return found
@@ -82,23 +82,68 @@ def settle(session: Session, base: str, text: str) -> str:
 
 
 def _remaining(session: Session, base: str, tasks: int) -> list[str]:
-    from ..catalog import bases, budgets  # not above: `--help` reads this module, and does without SQLAlchemy
-
-    uses = budgets.for_base(session, bases.row(session, base))
-    left = [
-        ((limit - used) // tasks, unit)
-        for use in uses
-        for limit, used, unit in ((use.max_bytes, use.used_bytes, "B"), (use.max_params, use.used_params, ""))
-        if limit is not None
-    ]
+    left = what_is_left(session, base)
     if not left:
         raise BudgetError(
             f"--budget {REMAINING}{tasks} is a part of what a budget has left, and neither the registry nor the base "
             f"{base!r} has one: `taps-registry budget set --base {base} --max-bytes 2GB`, or give --budget an amount."
         )
-    if min(value for value, _ in left) <= 0:
-        raise BudgetError(f"The budget of the base {base!r} or of the registry is used up: nothing is remaining.")
-    return [f"{value}{unit}" for value, unit in left]
+    for part in left:
+        if part.value < tasks:
+            raise BudgetError(
+                f"The budget of the base {base!r} or of the registry has {max(0, int(part.value)):,} {part.unit} left: "
+                f"nothing that could be divided by {tasks}."
+            )
+    return [_text(int(part.value) // tasks, part.unit) for part in left]
+
+
+def what_is_left(session: Session, base: str) -> tuple[Amount, ...]:
+    """Bytes and parameters that the budgets of a base and of the registry have left; below 0 if they are overdrawn."""
+    from ..catalog import bases, budgets  # not above: `--help` reads this module, and does without SQLAlchemy
+
+    uses = budgets.for_base(session, bases.row(session, base))
+    return tuple(
+        Amount(limit - used, unit, _text(limit - used, unit))
+        for use in uses
+        for limit, used, unit in (
+            (use.max_bytes, use.used_bytes, "bytes"),
+            (use.max_params, use.used_params, "parameters"),
+        )
+        if limit is not None
+    )
+
+
+def _text(value: int, unit: str) -> str:
+    return f"{value}B" if unit == "bytes" else str(value)
+
+
+def binding(job: Job, left: Iterable[Amount]) -> tuple[Amount, ...]:
+    """Of what the registry's budgets have left, what is less than the job's own budget lets a file come to.
+
+    A method that steers keeps to these as well, so that its result is not refused when it is finished.
+    """
+    if not job.settings.budget or "limits" not in job.method.options:
+        return ()
+    nbytes, params = _at_most(job)
+    most = {"bytes": nbytes, "parameters": params}
+    return tuple(part for part in left if 0 < part.value < most[part.unit])
+
+
+def _at_most(job: Job) -> tuple[int, int]:
+    """Upper bounds of a file's bytes and of its parameters under the job's budget."""
+    whole = _limit(job, Amount(0, "bytes", ""))  # its prices count the head and each tensor's lines in the header
+    beside = sum(whole.prices.values()) - sum(_limit(job, Amount(0, "%", "")).prices.values())
+    overhead = beside + len(whole.prices) * whole.each_factor - whole.amount
+    nbytes, params = [], []
+    for part in parse(job.settings.budget):
+        allowed = _limit(job, part).amount
+        if part.unit == "parameters":
+            nbytes.append(FLOAT * allowed + overhead)
+            params.append(allowed)
+        else:
+            nbytes.append(int(part.value) if part.unit == "bytes" else allowed + overhead)
+            params.append(8 * nbytes[-1])  # of one bit each
+    return min(nbytes), min(params)
 
 
 def limits(job: Job) -> tuple[Limit, ...]:
@@ -174,7 +219,7 @@ def require_fit(job: Job, task: str) -> None:
     steers = "limits" in method.options
     stored = (method.least if steers else method.most)(job.model, job.partition, settings)
     outcome = "least" if steers else "most"
-    advice = "--norms gated or frozen, an --encoding of fewer bits" if steers else "another --method, such as taps"
+    advice = "--norms frozen, an --encoding of fewer bits" if steers else "another --method, such as taps"
     for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
         used = limit.used(stored)
         if used > limit.amount:
@@ -198,5 +243,9 @@ def require_kept(job: Job, stored: Stored, file: int, task: str) -> None:
         BudgetError
     """
     for limit, part in zip(job.method_settings.limits, parse(job.settings.budget), strict=True):
-        if not limit.holds(stored) or (part.unit == "bytes" and file > part.value):
-            raise BudgetError(f"What was trained for {task!r} does not fit --budget {part.text}.")
+        in_file = part.unit == "bytes"
+        used, allowed = (file, int(part.value)) if in_file else (limit.used(stored), limit.amount)
+        if used > allowed or not limit.holds(stored):
+            raise BudgetError(
+                f"What was trained for {task!r} takes {used:,} {limit.unit}; --budget {part.text} allows {allowed:,}."
+            )

@@ -1,4 +1,4 @@
-"""``--encoding auto``: the smallest artifact that is right about as often on the validation images."""
+"""``--encoding auto``: the smallest artifact whose validation accuracy is within the tolerance."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def choose(
         found = accuracy(draft.path)
         near = found >= wanted - 1e-9  # shares of a few images are no exact floats
         note(
-            f"{draft.encoding}: {draft.size:,} bytes, {found:.2%} of the validation images right; "
-            f"{'taken' if near else 'too few'}."
+            f"{draft.encoding}: {draft.size:,} bytes, validation accuracy {found:.2%}: "
+            f"{'accepted' if near else 'too low'}."
         )
         if near:
             return draft

@@ -100,7 +100,7 @@ def open_images(data: str, classes: Sequence[str]) -> tuple[Sample, ...]:
     split = split_of(data, "test")
     unknown = [name for name in split.classes if name not in classes]
     if unknown:
-        raise DataError(f"{split.where} has classes the task does not know: {', '.join(unknown)}")
+        raise DataError(f"{split.where} has classes that the task does not know: {', '.join(unknown)}")
     order = {name: index for index, name in enumerate(classes)}
     samples = [Sample(s.name, order[split.classes[s.label]], s.read) for s in split.samples]
     _decode({"test": samples}, split.folders, False, lambda done, total: None)
@@ -116,7 +116,8 @@ def _common_classes(found: dict[str, Split]) -> tuple[str, ...]:
     train = found["train"]
     if len(train.classes) < 2:
         raise DataError(
-            f"{train.where} has one class only ({', '.join(train.classes) or 'none'}); a task needs two or more."
+            f"{train.where} has fewer than two classes ({', '.join(train.classes) or 'none'}); a task needs at least "
+            "two."
         )
     for name, split in found.items():
         missing = [c for c in train.classes if c not in split.classes]
@@ -151,11 +152,11 @@ def _decode(splits: dict[str, list[Sample]], threads: bool, skip: bool, progress
         listed = "\n  ".join(list(bad.values())[:20]) + ("\n  ..." if len(bad) > 20 else "")
         raise DataError(
             f"{len(bad)} of {len(every)} images cannot be read:\n  {listed}\n"
-            "Mend or delete them, or leave them out with --skip-bad-images."
+            "Fix or delete them, or skip them with --skip-bad-images."
         )
     for name, samples in splits.items():
         splits[name] = [sample for sample in samples if id(sample) not in bad]
-    return _Decoded(digests, (f"Left out {len(bad)} unreadable images.",) if bad else ())
+    return _Decoded(digests, (f"Skipped {len(bad)} unreadable images.",) if bad else ())
 
 
 def _try(sample: Sample) -> tuple[str, str]:
@@ -183,7 +184,7 @@ def _carve(
     small = [classes[label] for label, members in by_class.items() if len(members) < 2]
     if small:
         raise DataError(
-            f"These classes have too few images to take some for {into}: {', '.join(sorted(small))}. Add images, "
+            f"These classes have too few images to set some aside for {into}: {', '.join(sorted(small))}. Add images, "
             f"or name a folder with --{into}-data."
         )
     taken: set[int] = set()
@@ -220,7 +221,8 @@ def _leaks(splits: dict[str, list[Sample]], digests: dict[int, str]) -> tuple[st
         if name != "train"
     }
     return tuple(
-        f"{count} of {len(splits[name])} {name} images are also in train, byte for byte: it will look too easy."
+        f"{count} of {len(splits[name])} {name} images are also in train, byte for byte: accuracy will be "
+        "overestimated."
         for name, count in counts.items()
         if count
     )

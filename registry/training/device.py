@@ -14,25 +14,35 @@ from ..errors import SettingsError, first_line
 from .settings import PRECISIONS
 
 
+def find_device(device: str) -> torch.device:
+    """The device of this name; ``auto`` for the machine's accelerator, or its CPU if it has none.
+
+    Raises:
+        SettingsError: for a device that this machine does not have.
+    """
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device} cannot be used here: {first_line(error)}") from error
+    return found
+
+
 def make_accelerator(device: str, precision: str) -> Any:
-    """accelerate's view of the machine.
+    """accelerate's view of the machine, for training: a process has one at a time.
 
     Raises:
         SettingsError: for a device or precision that this machine does not have.
     """
-    wanted = torch.device("cpu") if device == "auto" and not torch.accelerator.is_available() else None
-    if device != "auto":
-        try:
-            wanted = torch.device(device)
-            torch.empty(1, device=wanted)
-        except (RuntimeError, AssertionError) as error:
-            raise SettingsError(f"--device {device} cannot be used here: {first_line(error)}") from error
-    if wanted is not None and wanted.type == "cuda" and wanted.index is not None:
+    wanted = find_device(device)
+    if wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)
     AcceleratorState._reset_state(reset_partial_state=True)  # else the process's first precision would be its last
     try:
         return Accelerator(
-            cpu=wanted is not None and wanted.type == "cpu",
+            cpu=wanted.type == "cpu",
             mixed_precision=PRECISIONS[precision],
         )
     except ValueError as error:

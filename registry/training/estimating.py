@@ -8,8 +8,8 @@ from ..context import Context
 from ..errors import BudgetError
 from ..home import check_name
 from ..models.measure import footprint, roles
-from ..records import Estimate, Footprint
-from .budget import require_fit
+from ..records import Allowance, Estimate, Footprint
+from .budget import parse, require_fit
 from .job import Job
 from .preparing import check, prepare
 from .progress import Progress
@@ -40,6 +40,10 @@ def estimate(context: Context, name: str, base: str, settings: TaskSettings, pro
         least_share=_share(cheapest, job),
         most_share=_share(dearest, job),
         refused=_refused(context, name, base, job, cheapest),
+        allowed=tuple(
+            Allowance(part.text, limit.amount, limit.unit)
+            for limit, part in zip(job.method_settings.limits, parse(job.settings.budget), strict=True)
+        ),
     )
 
 

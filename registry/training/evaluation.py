@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +24,28 @@ class Measured:
 
 @kept_memory()
 @torch.inference_mode()
-def measure(model: nn.Module, loader: Any, accelerator: Any) -> Measured:
+def measure(model: nn.Module, loader: Any, accelerator: Any = None) -> Measured:
     """Run the model in eval mode over all batches of all processes.
 
     Args:
         model: ``(B, C, H, W)`` to logits ``(B, classes)``.
-        loader: prepared by ``accelerator``: batches of images and labels on its device.
-        accelerator: of the processes that take part.
+        loader: batches of images and labels.
+        accelerator: of a run in training, which has prepared model and loader: its precision is used, and what all of
+            its processes found counts. None for this process alone, in the model's own precision.
     """
     model.eval()
+    device = next(model.parameters()).device
+    several = accelerator is not None and accelerator.num_processes > 1
     right, loss, images = 0, 0.0, 0
     for pixels, labels in loader:
-        with accelerator.autocast():
+        pixels, labels = pixels.to(device), labels.to(device)
+        with accelerator.autocast() if accelerator else nullcontext():
             logits = model(pixels).float()
         losses = functional.cross_entropy(logits, labels, reduction="none")
         hits = logits.argmax(dim=1) == labels
-        hits, losses = accelerator.gather_for_metrics((hits, losses))
+        if several:
+            hits, losses = accelerator.gather_for_metrics((hits, losses))
         right += int(hits.sum())
-        loss += float(losses.double().sum())
+        loss += float(losses.cpu().double().sum())  # Apple's GPUs have no float64
         images += len(hits)
     return Measured(right / images, loss / images, images)

@@ -26,7 +26,7 @@ from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step
 
 CHECKPOINT = "checkpoint.safetensors"
-LAYOUT = 7  # of checkpoints; rises when training could not go on, or not the same, from one of before
+LAYOUT = 8  # of checkpoints; rises when training could not go on, or not the same, from one of before
 
 
 class Trainer:
@@ -92,14 +92,14 @@ class Trainer:
         """Train to the last epoch.
 
         Raises:
-            TrainingError: on a loss that is not finite.
+            TrainingError: on a non-finite loss.
         """
         for epoch in range(self.first_epoch, self.settings.epochs):
             result = self._epoch(epoch)
             self.after_epoch(result)
             self.progress.epoch(result)
         if self.best is None:
-            raise TrainingError("There was no epoch to choose from.")
+            raise TrainingError("No epoch was completed, so there is no result to keep.")
         return Outcome(self.best, checkpoint.load_delta(self.job.folder / self.best.file), tuple(self.history))
 
     def _epoch(self, epoch: int) -> EpochResult:
@@ -163,6 +163,7 @@ class Trainer:
     def _close_epoch(self, epoch: int, loss: float, accuracy: float) -> EpochResult:
         """Validate, keep the epoch if it is the best, write the checkpoint."""
         self.adaptation.end_epoch(epoch)
+        self.optimisation.follow(self.adaptation, (epoch + 1) * self.steps)  # a last epoch may fix what is stored
         measured = measure(self.model, self.val_loader, self.accelerator)
         size = self.footprint()
         states = self.adaptation.layer_states()
@@ -238,7 +239,7 @@ class Trainer:
         state = checkpoint.load(path)
         if state.get("layout") != LAYOUT:
             raise TrainingError(
-                "Another version of taps-registry began this run, and this one would not end it as that would have. "
+                "This run was started by a different version of taps-registry and cannot be resumed identically. "
                 "Resume it with that version, or give it up with `taps-registry remove` and add the task anew."
             )
         with torch.no_grad():

@@ -77,7 +77,7 @@ class Optimisation:
             schedule.step_update(update)
         for group in self.weights.param_groups:
             if "since" in group:  # parameters that came while training have a warm-up of their own
-                group["lr"] *= min(1.0, (update - group["since"] + 1) / self.warmup)
+                group["lr"] *= min(1.0, (update - round(group["since"] * self.steps) + 1) / self.warmup)
 
     def step(self) -> None:
         """Change parameters by their gradients, and forget those."""
@@ -100,7 +100,8 @@ class Optimisation:
                 if not adaptation.trains(parameter):
                     self.weights.optimizer.state.pop(parameter, None)
         for group in adaptation.late_groups():
-            self.weights.optimizer.add_param_group({**group, "since": update})
+            since = update / self.steps  # a share of the run: resumed in more processes, it has fewer steps
+            self.weights.optimizer.add_param_group({**group, "since": since})
         self._make_schedules()
 
     def state_dict(self) -> dict[str, Any]:

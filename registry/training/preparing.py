@@ -18,7 +18,7 @@ from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
 from ..store.artifact import factors_of
-from .budget import limits, settle
+from .budget import binding, limits, settle, what_is_left
 from .data import open_data
 from .device import make_accelerator
 from .job import Common, Job
@@ -49,7 +49,9 @@ class Prepared:
     job: Job
 
 
-def prepare(context: Context, record: Base, settings: TaskSettings, progress: Progress, task: str) -> Prepared:
+def prepare(
+    context: Context, record: Base, settings: TaskSettings, progress: Progress, task: str, *, resumed: bool = False
+) -> Prepared:
     """Open the images and the base, and build the model. Nothing is written.
 
     Args:
@@ -58,12 +60,14 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         settings: of the run.
         progress: who is told.
         task: its name; a resumed one may be the first of its set.
+        resumed: whether its run has begun; what the registry's budgets have left counts when it begins.
 
     Raises:
         BudgetError, DataError, IntegrityError, PluginError, SettingsError
     """
     with context.catalog.read() as session:
         settings = replace(settings, budget=settle(session, record.name, settings.budget))
+        left = () if resumed else what_is_left(session, record.name)
     data = open_data(
         settings.data,
         settings.val_data,
@@ -98,6 +102,12 @@ def prepare(context: Context, record: Base, settings: TaskSettings, progress: Pr
         folder=Path(),
         common=common,
     )
+    for part in binding(job, left):
+        progress.note(
+            f"The budgets of the registry have {int(part.value):,} {part.unit} left, less than --budget "
+            f"{settings.budget} allows: {task!r} keeps to that as well."
+        )
+        job = replace(job, settings=replace(job.settings, budget=f"{job.settings.budget},{part.text}"))
     told = replace(job.method_settings, limits=limits(job), factors=factors_of(job.encoding, context.plugins))
     return Prepared(base, replace(job, method_settings=told))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Semaphore
 
 import torch.distributed
-import torch.multiprocessing
 
 from ..errors import TrainingError
 from .allocator import kept_memory
@@ -25,9 +28,9 @@ def train(job: Job, progress: Progress, after_epoch: Callable[[EpochResult], Non
         TrainingError: on a loss that is not finite, or when another process of the run dies.
     """
     with kept_memory(), _companions(job) as others:
-        trainer = Trainer(job, progress, after_epoch)
-        trainer.restore()
         try:
+            trainer = Trainer(job, progress, after_epoch)
+            trainer.restore()
             return trainer.run()
         except RuntimeError as error:
             dead = [process.name for process in others if process.exitcode]
@@ -44,37 +47,64 @@ def _companions(job: Job) -> Iterator[list[SpawnProcess]]:
         yield []
         return
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    spawn = torch.multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
+    begun = spawn.Semaphore(0)
     others = [
-        spawn.Process(target=_companion, args=(job, _environment(address, rank)), name=f"rank {rank}", daemon=True)
+        spawn.Process(target=_companion, args=(job, begun, _environment(address, rank)), name=f"rank {rank}")
         for rank in range(1, count)
     ]
-    for process in others:
-        process.start()
     saved = dict(os.environ)
-    os.environ.update(_environment(address, 0))
     try:
+        for process in others:
+            process.daemon = True
+            process.start()
+        _wait_for(others, begun)
+        os.environ.update(_environment(address, 0))
         yield others
         for process in others:
             process.join(timeout=60)
     finally:
         for process in others:
-            process.kill()
+            if process.pid is not None:
+                process.kill()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         os.environ.clear()
         os.environ.update(saved)
 
 
+def _wait_for(others: Sequence[SpawnProcess], begun: Semaphore) -> None:
+    """Return once all have begun: one that never comes would be waited for for half an hour.
+
+    Raises:
+        TrainingError: if one of them dies instead.
+    """
+    for _ in others:
+        while not begun.acquire(timeout=0.1):
+            if dead := [process.name for process in others if process.exitcode is not None]:
+                raise TrainingError(
+                    f"Training processes died before they began: {', '.join(dead)}. Their output tells why; a script "
+                    'that trains with --processes needs `if __name__ == "__main__":` around what it does.'
+                )
+
+
 def _environment(address: Mapping[str, str], rank: int) -> dict[str, str]:
     return {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
-def _companion(job: Job, environment: Mapping[str, str]) -> None:
-    """What another process runs: the same training, saying nothing."""
+def _companion(job: Job, begun: Semaphore, environment: Mapping[str, str]) -> None:
+    """What another process runs: the same training, saying nothing.
+
+    Args:
+        job: of the run. The model in it lies in memory that all processes share: torch hands tensors over that way.
+        begun: is told once this process has a model of its own. On a CPU, each would train the others' weights.
+        environment: of torch's process group.
+    """
+    own = replace(job, model=copy.deepcopy(job.model))
+    begun.release()
     os.environ.update(environment)
     with kept_memory():
-        trainer = Trainer(job, Progress(), lambda result: None)
+        trainer = Trainer(own, Progress(), lambda result: None)
         trainer.restore()
         trainer.run()
 

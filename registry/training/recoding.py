@@ -28,7 +28,7 @@ from ..store.files import checksum, sha256
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
 from .data import TaskData, open_data
-from .device import make_accelerator
+from .device import find_device
 from .progress import Progress
 from .result import measure_artifact
 from .settings import AUTO, TaskSettings
@@ -50,7 +50,7 @@ def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Pr
         SettingsError, PluginError, NotFoundError: before anything is read.
         DataError: if ``auto`` cannot measure, since the images are gone or others.
         BudgetError: if it does not fit.
-        BusyError: if the task has become another in the meantime.
+        BusyError: if the task was replaced in the meantime.
     """
     with context.catalog.read() as session:
         task = tasks.ready(session, name)
@@ -58,14 +58,14 @@ def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Pr
         run = runs.get(session, task.run) if task.run else None
     settings = replace(TaskSettings(**task.settings), **changes)
     settings.check()
-    make_accelerator(settings.device, "fp32")
+    find_device(settings.device)
     if settings.encoding != AUTO:
         context.plugins.encoding(settings.encoding)
     attempt = _Attempt(context, task, run, settings, load(context, record), progress)
     with scratch(context.home) as folder:
         draft = attempt.draft(folder)
         if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= task.bytes):
-            progress.note(f"{name!r} is stored in {task.encoding} already, in {task.bytes:,} bytes: it stays as it is.")
+            progress.note(f"{name!r} is already stored in {task.encoding} ({task.bytes:,} bytes); it was not changed.")
             return task
         made = attempt.described(draft)
         with context.home.lock(), context.catalog.write() as session:
@@ -137,8 +137,8 @@ class _Attempt:
         _, after = self._decoded(draft.path)
         if draft.exact and not is_exact(header, self.base.plugins):
             self.progress.note(
-                f"{self.task.encoding} has rounded {self.task.name!r}, and {draft.encoding} keeps it as it is now: "
-                "what was lost does not come back."
+                f"{self.task.encoding} has rounded {self.task.name!r}, and {draft.encoding} stores the rounded values: "
+                "precision lost earlier cannot be recovered."
             )
         if digest(before) == digest(after):
             return dict(self.task.metrics)
@@ -146,7 +146,7 @@ class _Attempt:
             return self._measure(draft.path, self._images(), ("val", "test"))
         except DataError as error:
             self.progress.note(
-                f"{error} So the accuracy of the new version is not known; "
+                f"{error} So the accuracy of the new version was not measured; "
                 f"`taps-registry evaluate {self.task.name} --data DIR` measures it."
             )
             return {}

@@ -19,7 +19,7 @@ from ..store.files import checksum, sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
 from .data import TaskData
-from .device import make_accelerator
+from .device import find_device
 from .evaluation import measure
 from .images import Images, evaluation_loader
 from .job import Job
@@ -110,15 +110,14 @@ def measure_artifact(
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, float]:
     """Accuracy and loss of an artifact as it reads back, on those of these splits that have images."""
-    accelerator = make_accelerator(settings.device, "fp32")
-    model = compose(base, artifact, fetch).model.to(accelerator.device)
+    model = compose(base, artifact, fetch).model.to(find_device(settings.device))
     metrics: dict[str, float] = {}
     for split in splits:
         samples = getattr(data, split)
         if samples:
             images = Images(samples, evaluation_transform(config))
             loader = evaluation_loader(images, settings.batch_size, settings.workers or 0)
-            measured = measure(model, accelerator.prepare(loader), accelerator)
+            measured = measure(model, loader)
             metrics |= {f"{split}/accuracy": measured.accuracy, f"{split}/loss": measured.loss}
     return metrics
 

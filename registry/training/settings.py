@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ...plugins.encodings import COMPRESSED
 from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..errors import SettingsError
 from ..models.transforms import AUGMENTATIONS
@@ -158,18 +159,18 @@ class TaskSettings:
         ):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise SettingsError(f"{option(name)} is at least {least}, not {value}.")
+                raise SettingsError(f"{option(name)} must be at least {least}, got {value}.")
         for name in ("lr", "weight_decay", "score_lr", "sparsity", "alpha", "keep", "encoding_tolerance"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise SettingsError(f"{option(name)} is a number from 0 upwards, not {value}.")
+                raise SettingsError(f"{option(name)} must be a finite number of at least 0, got {value}.")
         if not math.isfinite(self.threshold):
-            raise SettingsError(f"--threshold is a number, not {self.threshold}.")
+            raise SettingsError(f"--threshold must be a finite number, got {self.threshold}.")
         parse(self.budget)
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise SettingsError(f"{option(name)} is one of {', '.join(allowed)}, not {value!r}.")
+                raise SettingsError(f"{option(name)} must be one of {', '.join(allowed)}, got {value!r}.")
         if self.encoding != AUTO and self.encoding_tolerance != TaskSettings.encoding_tolerance:
             raise SettingsError("--encoding-tolerance is for --encoding auto; leave it out.")
 
@@ -192,7 +193,7 @@ class TaskSettings:
         ]
         if unused:
             within = "within a budget " if decided.intersection(method.options) else ""
-            raise SettingsError(f"--method {method.name} {within}has no use for {', '.join(unused)}; leave it out.")
+            raise SettingsError(f"--method {method.name} {within}does not accept {', '.join(unused)}; leave it out.")
         if method.needs_limits and not self.budget:
             raise SettingsError(f"--method {method.name} spends a budget: say which, such as --budget 1%.")
         try:
@@ -230,11 +231,17 @@ class TaskSettings:
                 f"A resumed run keeps its {', '.join(option(name) for name in fixed)}. "
                 "Leave it out, or `taps-registry remove` the task and add it anew."
             )
+        if real.get("encoding", AUTO) != AUTO and "encoding_tolerance" not in changes:
+            real["encoding_tolerance"] = TaskSettings.encoding_tolerance  # it was for ``auto``
         return replace(self, **real)
 
     def trained_under(self) -> dict[str, Any]:
-        """The settings that weights and gates depend on: if they change, a resumed run trains again."""
-        return {name: getattr(self, name) for name in TRAINED_UNDER}
+        """The settings that weights and gates depend on: if they change, a resumed run trains again.
+
+        Within a budget that is the encoding as well, which decides how much fits; lossless compression does not.
+        """
+        under = {name: getattr(self, name) for name in TRAINED_UNDER}
+        return {**under, "encoding": self.encoding_before.removesuffix(COMPRESSED)} if self.budget else under
 
 
 def option(name: str) -> str:
