@@ -10,16 +10,23 @@ from .session import Session, Verb, format_option
 
 @click.command(cls=Verb)
 @click.argument("name")
-@click.option("--model", required=True, metavar="TIMM_NAME", help="timm's name of the architecture.")
-@click.option("--weights", metavar="FILE", help="A .safetensors file, or a .pth (read once, without running its code).")
-@click.option("--pretrained", is_flag=True, help="timm's pretrained weights, from the hub or its cache.")
-@click.option("--random-init", is_flag=True, help="Weights as they are initialised under --seed.")
-@click.option("--model-arg", "model_args", multiple=True, metavar="K=V", help="Of timm.create_model; repeatable.")
+@click.option("--model", required=True, metavar="TIMM_NAME", help="Architecture name in timm.")
 @click.option(
-    "--input-size", type=click.IntRange(min=1), metavar="PX", help="Height and width, if not the model's own."
+    "--weights", metavar="FILE", help="File of weights: .safetensors, or .pth (read once, without running its code)."
 )
-@click.option("--plugin", metavar="NAME", help="Architecture plugin, if more than one fits.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --random-init.")
+@click.option("--pretrained", is_flag=True, help="timm's pretrained weights, from the hub or its cache.")
+@click.option("--random-init", is_flag=True, help="Random initial weights, seeded by --seed.")
+@click.option(
+    "--model-arg", "model_args", multiple=True, metavar="K=V", help="Extra argument for timm.create_model; repeatable."
+)
+@click.option(
+    "--input-size",
+    type=click.IntRange(min=1),
+    metavar="PX",
+    help="Height and width of the images. Default: the model's own.",
+)
+@click.option("--plugin", metavar="NAME", help="Architecture plugin, if more than one matches.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for --random-init.")
 @format_option
 @click.pass_obj
 def add_base(
@@ -35,7 +42,7 @@ def add_base(
     seed: int,
     form: str,
 ) -> None:
-    """Put a backbone into the registry.
+    """Add a backbone to the registry.
 
     \b
     Examples:

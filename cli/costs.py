@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 @click.command(cls=Verb)
 @click.argument("tasks", nargs=-1, metavar="[TASK]...")
-@click.option("--base", metavar="B", help="One base only.")
+@click.option("--base", metavar="B", help="Only this base.")
 @click.option(
-    "--by", type=click.Choice(["task", "layer", "kind"]), default="task", show_default=True, help="Add a break-down."
+    "--by",
+    type=click.Choice(["task", "layer", "kind"]),
+    default="task",
+    show_default=True,
+    help="Add a breakdown by layer or kind.",
 )
 @format_option
 @click.pass_obj
 def cost(session: Session, tasks: tuple[str, ...], base: str | None, by: str, form: str) -> None:
-    """What each task costs, and all of them together.
+    """Show what each task costs, and the total.
 
     \b
     Examples:
@@ -38,7 +42,7 @@ def cost(session: Session, tasks: tuple[str, ...], base: str | None, by: str, fo
 
 
 def print_report(report: CostReport, by: str) -> None:
-    """A table a base, its totals, and its budget."""
+    """A table per base, its totals, and its budget."""
     if not report.bases:
         say("There are no bases yet. Type: taps-registry add-base --help")
     for found in report.bases:
@@ -53,7 +57,7 @@ def _print_base(cost: BaseCost) -> None:
     from .tasks import accuracy
 
     print_table(
-        ("task", "method", "open>", "weights>", "norms>", "head>", "of base>", "size>", "of base>", "accuracy>"),
+        ("task", "method", "open>", "weights>", "norms>", "head>", "% params>", "size>", "% bytes>", "accuracy>"),
         (
             ("(base) " + cost.base, "", "", number(cost.params), "", "", "100.0 %", size(cost.bytes), "100.0 %", ""),
             *(
@@ -94,7 +98,7 @@ def _print_base(cost: BaseCost) -> None:
     click.echo(
         f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base's parameters, "
         f"{cost.total.multiple_of_bytes:.2f} times its bytes; "
-        f"copied for each task: {cost.total.multiple_if_copied:.2f} times."
+        f"a full copy per task: {cost.total.multiple_if_copied:.2f} times."
     )
     if cost.budget:
         click.echo(_usage(cost.budget))
@@ -102,7 +106,7 @@ def _print_base(cost: BaseCost) -> None:
 
 def _print_breakdown(cost: BaseCost, by: str) -> None:
     print_table(
-        (by, *(["kind"] if by == "layer" else []), "layers>", "stored>", "of base>", "in tasks>", "size>"),
+        (by, *(["kind"] if by == "layer" else []), "layers>", "stored>", "base params>", "task params>", "size>"),
         (
             (
                 row.name,
@@ -120,7 +124,7 @@ def _print_breakdown(cost: BaseCost, by: str) -> None:
 
 @click.group()
 def budget() -> None:
-    """Limits on what the tasks of a base, or of the whole registry, may take.
+    """Limit what the tasks of a base, or of the whole registry, may store.
 
     \b
     Example:
@@ -132,9 +136,9 @@ budget.params.extend(common_options())
 
 
 @budget.command(cls=Verb, name="set")
-@click.option("--base", metavar="B", help="The budget of one base; without it that of the whole registry.")
-@click.option("--max-bytes", type=Amount("bytes"), metavar="2GB", help="Of the artifacts of all tasks.")
-@click.option("--max-params", type=Amount("params"), metavar="10M", help="In the artifacts of all tasks.")
+@click.option("--base", metavar="B", help="Base that the budget is for. Default: the whole registry.")
+@click.option("--max-bytes", type=Amount("bytes"), metavar="2GB", help="Limit on the total bytes of all tasks.")
+@click.option("--max-params", type=Amount("params"), metavar="10M", help="Limit on the total parameters of all tasks.")
 @format_option
 @click.pass_obj
 def set_budget(session: Session, base: str | None, max_bytes: int | None, max_params: int | None, form: str) -> None:
@@ -149,11 +153,11 @@ def set_budget(session: Session, base: str | None, max_bytes: int | None, max_pa
 
 
 @budget.command(cls=Verb, name="show")
-@click.option("--base", metavar="B", help="One base only.")
+@click.option("--base", metavar="B", help="Only this base.")
 @format_option
 @click.pass_obj
 def show_budget(session: Session, base: str | None, form: str) -> None:
-    """Show every budget and what is used of it.
+    """Show every budget and how much of it is used.
 
     \b
     Example:
@@ -167,7 +171,7 @@ def show_budget(session: Session, base: str | None, form: str) -> None:
 
 
 @budget.command(cls=Verb, name="clear")
-@click.option("--base", metavar="B", help="The budget of one base; without it that of the whole registry.")
+@click.option("--base", metavar="B", help="Base that the budget is for. Default: the whole registry.")
 @click.pass_obj
 def clear_budget(session: Session, base: str | None) -> None:
     """Remove a budget.
@@ -179,7 +183,7 @@ def clear_budget(session: Session, base: str | None) -> None:
     with session.open() as registry:
         there_was = registry.clear_budget(base=base)
     scope = f"the base {base}" if base else "the registry"
-    say(f"Removed the budget of {scope}." if there_was else f"There was no budget of {scope}.")
+    say(f"Removed the budget of {scope}." if there_was else f"No budget was set for {scope}.")
 
 
 def _print_budgets(uses: tuple[BudgetUse, ...], form: str) -> None:
@@ -188,7 +192,7 @@ def _print_budgets(uses: tuple[BudgetUse, ...], form: str) -> None:
     if not uses:
         return say("There are no budgets. Type: taps-registry budget set --help")
     print_table(
-        ("budget of", "bytes used>", "at most>", "parameters used>", "at most>"),
+        ("budget of", "bytes used>", "max bytes>", "parameters used>", "max parameters>"),
         (
             (
                 use.base or "(registry)",

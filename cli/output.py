@@ -74,11 +74,11 @@ class Amount(click.ParamType[int]):
         try:
             return amount(str(value), self.suffix)
         except ValueError:
-            self.fail(f"{value!r} is no amount; an example: {self.example}", param, ctx)
+            self.fail(f"{value!r} is not a valid amount; example: {self.example}", param, ctx)
 
 
 class Share(click.ParamType[float]):
-    """A share of 1, or a percentage: ``0.005``, ``0.5%``."""
+    """A fraction, or a percentage: ``0.005``, ``0.5%``."""
 
     name = "share"
 
@@ -86,4 +86,4 @@ class Share(click.ParamType[float]):
         try:
             return share(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no share; examples: 0.005, 0.5%", param, ctx)
+            self.fail(f"{value!r} is not a valid fraction; examples: 0.005, 0.5%", param, ctx)

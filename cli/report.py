@@ -11,14 +11,19 @@ from .session import Session, Verb
 
 
 @click.command(cls=Verb)
-@click.option("--base", metavar="B", help="One base only.")
+@click.option("--base", metavar="B", help="Only this base.")
 @click.option(
-    "-o", "--output", default="report.html", show_default=True, metavar="FILE", help="Where to; - for standard output."
+    "-o",
+    "--output",
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="Output file; - for standard output.",
 )
-@click.option("--force", is_flag=True, help="Also replace a file that is not an earlier report.")
+@click.option("--force", is_flag=True, help="Replace the file even if it is not a report.")
 @click.pass_obj
 def report(session: Session, base: str | None, output: str, force: bool) -> None:
-    """Write a page of HTML: which layers each task stores, what it costs, how good it is.
+    """Write an HTML page: which layers each task stores, what it costs, and its accuracy.
 
     The file needs neither network nor server. An earlier report is replaced, any other file only with --force.
 
@@ -33,7 +38,7 @@ def report(session: Session, base: str | None, output: str, force: bool) -> None
 
     path = None if output == "-" else Path(output)
     if path is not None and path.exists() and not force and not is_report(path):
-        raise SettingsError(f"{path} is no earlier report. Choose another -o, or replace it with --force.")
+        raise SettingsError(f"{path} exists and is not a report. Choose another -o, or replace it with --force.")
     with session.open() as registry:
         page = registry.report(base=base)
     if path is None:

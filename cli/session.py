@@ -69,15 +69,19 @@ def common_options() -> list[click.Parameter]:
             metavar="DIR",
             help="The registry's folder. Default: $TAPS_REGISTRY_HOME, else the nearest .taps/.",
         ),
-        option("--database", metavar="URL", help="The catalog, if not in the folder. Default: $TAPS_DATABASE_URL."),
-        option("--verbose", is_flag=True, help="Show tracebacks of errors, and logs of the libraries."),
+        option(
+            "--database",
+            metavar="URL",
+            help="URL of the catalog, if it is not in the folder. Default: $TAPS_DATABASE_URL.",
+        ),
+        option("--verbose", is_flag=True, help="Show tracebacks of errors and the libraries' logs."),
     ]
 
 
 def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--format table|json``."""
     choice = click.Choice(["table", "json"])
-    return click.option("--format", "form", type=choice, default="table", show_default=True, help="Of the output.")(
+    return click.option("--format", "form", type=choice, default="table", show_default=True, help="Output format.")(
         command
     )
 

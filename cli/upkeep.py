@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from ..registry.reporting.links import UI_HOST, UI_PORT
 from .output import print_json, print_table, say, size, time
 from .session import Session, Verb, format_option
 
@@ -14,7 +15,7 @@ from .session import Session, Verb, format_option
 @click.command(cls=Verb)
 @click.pass_obj
 def init(session: Session) -> None:
-    """Make a registry: a .taps folder here, or the one that --home names.
+    """Create a registry: a .taps folder here, or the folder given by --home.
 
     \b
     Examples:
@@ -32,7 +33,9 @@ def init(session: Session) -> None:
 @click.command(cls=Verb)
 @click.pass_obj
 def upgrade(session: Session) -> None:
-    """Migrate the catalog to this version's schema. Nothing else ever does, but init of a new one.
+    """Migrate the catalog to this version's schema.
+
+    Migrations run only through this command, and for a new catalog through init.
 
     \b
     Example:
@@ -41,15 +44,15 @@ def upgrade(session: Session) -> None:
     from ..registry import Registry
 
     before, after = Registry.upgrade(**session.where())
-    say(f"The catalog is at {after} already." if before == after else f"Upgraded the catalog from {before} to {after}.")
+    say(f"The catalog is already at {after}." if before == after else f"Upgraded the catalog from {before} to {after}.")
 
 
 @click.command(cls=Verb)
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @format_option
 @click.pass_obj
 def gc(session: Session, dry_run: bool, form: str) -> None:
-    """Remove bytes that nothing refers to: of removed tasks, of crashes, of runs that are over.
+    """Remove files that nothing refers to, left by removed tasks, crashes and finished runs.
 
     \b
     Example:
@@ -70,7 +73,7 @@ def gc(session: Session, dry_run: bool, form: str) -> None:
 @format_option
 @click.pass_obj
 def verify(session: Session, deep: bool, form: str) -> int:
-    """Hold the catalog against the bytes. Exits with 9 if something is wrong, and names it.
+    """Check stored files against the catalog; exits with 9 and lists any problems.
 
     \b
     Example:
@@ -85,7 +88,7 @@ def verify(session: Session, deep: bool, form: str) -> int:
     else:
         for problem in problems:
             click.echo(f"{problem.subject}: {problem.what}")
-        say({0: "All is well.", 1: "1 problem."}.get(len(problems), f"{len(problems)} problems."))
+        say({0: "No problems.", 1: "1 problem."}.get(len(problems), f"{len(problems)} problems."))
     return IntegrityError.exit_code if problems else 0
 
 
@@ -94,7 +97,7 @@ def verify(session: Session, deep: bool, form: str) -> int:
 @format_option
 @click.pass_obj
 def runs(session: Session, task: str | None, form: str) -> None:
-    """List the runs, newest first: what was trained, how far it came, and why it stopped.
+    """List the runs, newest first: what was trained, how far it got, and why it stopped.
 
     \b
     Example:
@@ -105,7 +108,7 @@ def runs(session: Session, task: str | None, form: str) -> None:
     if form == "json":
         return print_json({"runs": found})
     print_table(
-        ("run", "task", "base", "method", "state", "epoch>", "began", "last sign", "tracker", "error"),
+        ("run", "task", "base", "method", "state", "epoch>", "started", "last update", "tracker", "error"),
         (
             (
                 run.id[:8],
@@ -129,7 +132,7 @@ def runs(session: Session, task: str | None, form: str) -> None:
 @format_option
 @click.pass_obj
 def plugins(session: Session, form: str) -> None:
-    """List the plugins that were found, active or not. Works without a registry.
+    """List all plugins that were found, active or not. Works without a registry.
 
     \b
     Example:
@@ -152,11 +155,11 @@ def plugins(session: Session, form: str) -> None:
 
 
 @click.command(cls=Verb)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
+@click.option("--host", default=UI_HOST, show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=UI_PORT, show_default=True, help="Port to listen on.")
 @click.pass_obj
 def ui(session: Session, host: str, port: int) -> int:
-    """Start MLflow's own UI on the registry's runs.
+    """Start MLflow's own UI with the registry's runs.
 
     \b
     Example:
@@ -170,7 +173,7 @@ def ui(session: Session, host: str, port: int) -> int:
     if not (home / "mlflow").exists():
         raise NotFoundError("This registry has no MLflow runs yet; add a task first.")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri(home)]
-    say(f"MLflow is starting on http://{host}:{port} ; Ctrl-C stops it.")
+    say(f"MLflow is starting at http://{host}:{port} ; Ctrl-C stops it.")
     try:
         return subprocess.call([*command, "--host", host, "--port", str(port)])  # noqa: S603  (our own arguments)
     except KeyboardInterrupt:

@@ -7,13 +7,22 @@ import click
 from .output import percent, print_json, print_table, say
 from .session import Session, Verb, format_option
 
-device_option = click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, ...")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda, ..."
+)
 
 
 @click.command(cls=Verb)
 @click.argument("task")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Classes an image.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of classes to show per image.",
+)
 @device_option
 @format_option
 @click.pass_obj
@@ -37,9 +46,9 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
 
 @click.command(cls=Verb)
 @click.argument("task")
-@click.option("--data", required=True, metavar="DIR", help="Class folders; their test/ if they have one.")
+@click.option("--data", required=True, metavar="DIR", help="Folder of class folders; its test/ if it has one.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Images a step."
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size."
 )
 @click.option(
     "--workers",
@@ -47,13 +56,13 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
     default=0,
     show_default=True,
     metavar="N",
-    help="Processes that load images.",
+    help="Number of processes that load images.",
 )
 @device_option
 @format_option
 @click.pass_obj
 def evaluate(session: Session, task: str, data: str, batch_size: int, workers: int, device: str, form: str) -> None:
-    """Measure a task on labelled images.
+    """Evaluate a task on labelled images.
 
     \b
     Example:
@@ -75,7 +84,7 @@ def evaluate(session: Session, task: str, data: str, batch_size: int, workers: i
 @click.argument("out", metavar="OUT.safetensors")
 @click.pass_obj
 def export(session: Session, task: str, out: str) -> None:
-    """Write a task for programs without taps-registry: a checkpoint for timm, or a program for torch.export.
+    """Export a task as a timm checkpoint (.safetensors) or a torch.export program (.pt2).
 
     \b
     Examples:

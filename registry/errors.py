@@ -3,20 +3,20 @@
 ::
 
     TapsError                 1
-    ├── SettingsError         2   an option that does not fit (click's own usage errors exit with 2 too)
-    ├── HomeError             3   no registry here, or one where none was wanted
-    ├── SchemaError           4   the catalog is older or newer than this version
+    ├── SettingsError         2   an invalid option or value (click's own usage errors exit with 2 too)
+    ├── HomeError             3   no registry here, or the database belongs to another one
+    ├── SchemaError           4   the catalog is missing, or older or newer than this version
     ├── NotFoundError         5   an unknown base, task or run
     ├── NameTakenError        6   the name of a base or task is in use
-    ├── DataError             7   images or classes that cannot be trained on
-    ├── BudgetError           8   a budget does not allow it
-    ├── IntegrityError        9   bytes are missing, damaged, or belong to another base
-    ├── TrainingError        10   training stopped by itself, such as on a loss that is not finite
-    ├── WeightsError         11   weights that do not load
-    ├── PluginError          12   an unknown, broken or clashing plugin
+    ├── DataError             7   images or classes that cannot be used for training or evaluation
+    ├── BudgetError           8   a budget is exceeded
+    ├── IntegrityError        9   files are missing, damaged, or belong to another base
+    ├── TrainingError        10   training failed, for example with a non-finite loss
+    ├── WeightsError         11   a model cannot be built or its weights cannot be loaded
+    ├── PluginError          12   an unknown, broken or conflicting plugin
     │   └── PartitionError
-    ├── StorageError         13   a disk or database that cannot be read or written
-    ├── BusyError            14   another process is at it
+    ├── StorageError         13   disk or database not readable or writable
+    ├── BusyError            14   locked by another process
     └── Interrupted         130   Ctrl-C; the run can be resumed
 """
 
@@ -45,13 +45,13 @@ __all__ = [
 
 
 class SettingsError(TapsError):
-    """An option is unknown, out of range, or means nothing to the method."""
+    """An option is unknown, out of range, or not accepted by the method."""
 
     exit_code = 2
 
 
 class HomeError(TapsError):
-    """There is no registry where one was looked for, or there is one already."""
+    """There is no registry where one was looked for, or the database belongs to another one."""
 
     exit_code = 3
 
@@ -75,43 +75,43 @@ class NameTakenError(TapsError):
 
 
 class DataError(TapsError):
-    """The data cannot be trained on or evaluated."""
+    """The data cannot be used for training or evaluation."""
 
     exit_code = 7
 
 
 class BudgetError(TapsError):
-    """A storage budget does not allow it."""
+    """A storage budget is exceeded."""
 
     exit_code = 8
 
 
 class IntegrityError(TapsError):
-    """Bytes are missing or damaged, or an artifact belongs to another base."""
+    """Files are missing or damaged, or an artifact belongs to another base."""
 
     exit_code = 9
 
 
 class TrainingError(TapsError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     exit_code = 10
 
 
 class WeightsError(TapsError):
-    """A model cannot be built or its weights do not load."""
+    """A model cannot be built or its weights cannot be loaded."""
 
     exit_code = 11
 
 
 class StorageError(TapsError):
-    """The disk or the database refuses."""
+    """The disk or the database is not readable or writable."""
 
     exit_code = 13
 
 
 class BusyError(TapsError):
-    """Another process holds what is needed."""
+    """Another process holds or has changed what is needed."""
 
     exit_code = 14
 

@@ -113,10 +113,10 @@ def identity(home: Home) -> Identity:
     try:
         found = Identity(**json.loads(home.identity.read_text("utf-8")))
     except (ValueError, TypeError) as error:
-        raise HomeError(f"{home.identity} is damaged: {error}. Put a backup of it back.") from error
+        raise HomeError(f"{home.identity} is damaged: {error}. Restore it from a backup.") from error
     if found.format != FORMAT:
         raise HomeError(
-            f"{home.identity} has format {found.format}, this version knows {FORMAT}. Upgrade taps-registry."
+            f"{home.identity} has format {found.format}, but this version supports {FORMAT}. Upgrade taps-registry."
         )
     return found
 
@@ -142,6 +142,7 @@ def check_name(name: str, what: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise SettingsError(
-            f"{name!r} cannot name a {what}: use letters, digits, '.', '-' and '_', beginning with a letter or digit."
+            f"{name!r} is not a valid {what} name: use letters, digits, '.', '-' and '_', starting with a letter or "
+            "digit."
         )
     return name

@@ -38,7 +38,7 @@ def amount(text: str, suffix: str = "B") -> int:
         suffix: what may follow or replace the unit; ``B`` for bytes, empty for a plain count.
 
     Raises:
-        ValueError: if it is no amount.
+        ValueError: if it is not a valid amount.
     """
     plain = text.strip().replace("_", "").replace(" ", "")
     units = {"": 1, suffix.lower(): 1}
@@ -49,7 +49,7 @@ def amount(text: str, suffix: str = "B") -> int:
     try:
         return round(float(digits) * units[plain[len(digits) :].lower()])
     except (ValueError, KeyError, OverflowError) as error:
-        raise ValueError(f"{text!r} is no amount") from error
+        raise ValueError(f"{text!r} is not a valid amount") from error
 
 
 def share(text: str) -> float:

@@ -183,7 +183,7 @@ def test_vectors_and_norms_of_earlier_artifacts_are_read(tmp_path: Path, form: s
     assert digest(read(tmp_path / "a")[1]) == digest(task_tensors())
     change(tmp_path / "a", tensor("conv.bias", torch.ones(5)))
     with pytest.raises(
-        IntegrityError, match=r"conv.bias of an artifact does not decode: expected torch.float32 \(4,\)"
+        IntegrityError, match=r"conv.bias of an artifact cannot be decoded: expected torch.float32 \(4,\)"
     ):
         read(tmp_path / "a")
 
@@ -283,17 +283,17 @@ def stranger(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]] = {
     "another base": (field(base="ab" * 32), f"belongs to the base with digest {'ab' * 32}, not to"),
-    "a missing tensor": (without("bn.weight", where="tensors"), "does not hold what its header lists: bn.weight"),
-    "a missing part": (entry("conv.bias", parts=["", "scale"]), "header lists: conv.bias::scale"),
-    "an extra tensor": (tensor("extra", torch.ones(1)), "does not hold what its header lists: extra"),
-    "an extra part": (tensor("conv.bias::scale", torch.ones(1)), "header lists: conv.bias::scale"),
-    "a tensor that is not listed": (without("bn.weight", where="entries"), "header lists: bn.weight"),
-    "a layer that the base has not": (stranger, "stranger of an artifact does not decode"),
+    "a missing tensor": (without("bn.weight", where="tensors"), "does not match its header: bn.weight"),
+    "a missing part": (entry("conv.bias", parts=["", "scale"]), "does not match its header: conv.bias::scale"),
+    "an extra tensor": (tensor("extra", torch.ones(1)), "does not match its header: extra"),
+    "an extra part": (tensor("conv.bias::scale", torch.ones(1)), "does not match its header: conv.bias::scale"),
+    "a tensor that is not listed": (without("bn.weight", where="entries"), "does not match its header: bn.weight"),
+    "a layer that the base has not": (stranger, "stranger of an artifact cannot be decoded"),
     "no parts": (lambda h, t: (entry("bn.weight", parts=[])(h, t), t.pop("bn.weight")), "bn.weight of an artifact"),
-    "another shape": (tensor("conv.weight", torch.ones(4, 3, 3, 2)), "conv.weight of an artifact does not decode"),
+    "another shape": (tensor("conv.weight", torch.ones(4, 3, 3, 2)), "conv.weight of an artifact cannot be decoded"),
     "another shape of the head": (tensor("fc.bias", torch.ones(4)), r"fc.bias of an artifact is .*\(4,\)"),
     "another shape in the header": (entry("fc.bias", shape=[4]), r"its header says float32 \(4,\)"),
-    "another dtype": (tensor("conv.weight", torch.ones(4, 3, 3, 3).double()), "does not decode: expected"),
+    "another dtype": (tensor("conv.weight", torch.ones(4, 3, 3, 3).double()), "cannot be decoded: expected"),
     "another dtype of the head": (tensor("fc.bias", torch.ones(3).half()), "fc.bias of an artifact is torch.float16"),
     "another dtype in the header": (entry("fc.bias", dtype="float64"), "its header says float64"),
     "a dtype that is none": (entry("fc.bias", dtype="load"), "its header says load"),
@@ -304,7 +304,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]
     "an encoding that is no text": (entry("conv.bias", encoding=["fp32"]), "artifact"),
     "an entry of unknown fields": (entry("fc.bias", colour="red"), "is not an artifact"),
     "an entry that is no object": (lambda h, t: h["tensors"].update({"fc.bias": 1}), "is not an artifact"),
-    "a newer format": (field(format=5), r"format 5 is none of \(1, 2, 3, 4\): a newer taps-registry wrote it"),
+    "a newer format": (field(format=5), r"format 5 is not one of \(1, 2, 3, 4\): a newer taps-registry wrote it"),
     "no format": (without("format", where="header"), "is not an artifact"),
     "a field missing": (without("classes", where="header"), "is not an artifact"),
     "a field too many": (field(colour="red"), "is not an artifact"),
@@ -447,7 +447,7 @@ def test_text_may_be_changed_to_what_means_the_same(tmp_path: Path) -> None:
 def test_a_bundle_is_refused_that_has(tmp_path: Path, damage: str) -> None:
     write(tmp_path / "a")
     DAMAGED[damage](tmp_path / "a")
-    with pytest.raises(IntegrityError, match=r"is not an artifact of this registry|does not hold what its header"):
+    with pytest.raises(IntegrityError, match=r"is not an artifact of this registry|does not match its header"):
         read(tmp_path / "a")
 
 

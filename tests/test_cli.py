@@ -267,7 +267,7 @@ def test_the_cost_table_adds_up_to_what_json_says(cli: Cli, home: Path) -> None:
     document = one_document(cli("--home", home, "cost", "--base", "base", "--format", "json").out)
     (cost,) = document["bases"]
     assert f"base with 2 tasks: {cost['total']['multiple']:.2f} times the base's parameters" in table
-    assert "copied for each task: 3.00 times" in table
+    assert "a full copy per task: 3.00 times" in table
     assert "Budget of base: " in table
     assert LONG_BASE not in table
 
@@ -298,17 +298,17 @@ ERRORS = {
     "budget clear --base nonsense": (5, "There is no base 'nonsense'."),
     "runs nonsense": (5, "There is no task 'nonsense'."),
     "add-base base --model test_resnet --random-init": (6, "'base'"),
-    "add-task cars --base base --data {images}": (6, "There is a task named 'cars' already."),
+    "add-task cars --base base --data {images}": (6, "A task named 'cars' already exists."),
     "add-task cars --resume": (5, "nothing to resume"),
-    "add-base new --model resnet5O --random-init": (11, "Close to it: "),
+    "add-base new --model resnet5O --random-init": (11, "Similar names: "),
     "add-base new --model test_resnet --weights none.pth": (11, "There is no file none.pth."),
     "add-base new --model test_resnet": (2, "one of --weights FILE, --pretrained, --random-init"),
-    "add-base new/name --model test_resnet --random-init": (2, "'new/name' cannot name a base"),
+    "add-base new/name --model test_resnet --random-init": (2, "'new/name' is not a valid base name"),
     "add-base new --model test_resnet --random-init --model-arg x": (2, "--model-arg takes key=value"),
     "add-base new --model test_resnet --random-init --plugin nonsense": (12, "There is no architecture 'nonsense'."),
     "add-base new --model test_vit --random-init --input-size 8": (2, "does not take images of 8x8 pixels"),
-    "add-task new --base base --data {images} --method head-only --threshold 0.5": (2, "no use for --threshold"),
-    "add-task new --base base --data {images} --lr nan": (2, "--lr is a number from 0 upwards"),
+    "add-task new --base base --data {images} --method head-only --threshold 0.5": (2, "does not accept --threshold"),
+    "add-task new --base base --data {images} --lr nan": (2, "--lr must be a finite number of at least 0"),
     "add-task new --base base --data {images} --threshold nan --epochs 1": (2, "--threshold"),
     "add-task new --base base --data {images} --device nonsense": (2, "--device nonsense"),
     "add-task new --base base --data {images} --method nonsense": (12, "There is no method 'nonsense'."),
@@ -320,7 +320,7 @@ ERRORS = {
     "evaluate cars --data nowhere": (7, "There is no folder nowhere."),
     "evaluate cars --data {images} --device nonsense": (2, "--device nonsense"),
     "export cars weights.pth": (2, "must end in .safetensors"),
-    "budget set --max-bytes -1": (2, "from 0 upwards"),
+    "budget set --max-bytes -1": (2, "at least 0 and at most"),
     "budget set": (2, "A budget needs --max-bytes or --max-params"),
     "ui": (5, "no MLflow runs yet"),
 }
@@ -341,10 +341,10 @@ USAGE_ERRORS = {
     "frobnicate": "Error: There is no command 'frobnicate'. `taps-registry --help` lists the commands.",
     "tasks --nonsense": "Error: No such option",
     "cost --by nonsense": "Error: Invalid value for '--by'",
-    "add-task new": "Error: A new task needs --base and --data; an interrupted one --resume.",
+    "add-task new": "Error: A new task needs --base and --data; an interrupted one needs --resume.",
     "add-task cars --resume --base other": "Error: The run to resume is on the base 'base', not on 'other'.",
     "add-task new --base base --data . --epochs 0": "Error: Invalid value for '--epochs'",
-    "budget set --max-bytes many": "Error: Invalid value for '--max-bytes': 'many' is no amount; an example: 2GB",
+    "budget set --max-bytes many": "Error: Invalid value for '--max-bytes': 'many' is not a valid amount; example: 2GB",
     "predict cars": "Error: Missing argument 'IMAGE...'.",
 }
 
@@ -378,7 +378,7 @@ def test_a_budget_that_does_not_allow_a_task_exits_with_8_before_any_training(
     assert cli("--home", copied, "budget", "set", "--base", "base", "--max-bytes", "1kB").code == 0
     result = cli("--home", copied, "add-task", "new", "--base", "base", "--data", images, *QUICK_OPTIONS)
     assert result.code == 8
-    assert result.err.splitlines()[-1].startswith("Error: The budget of the base 'base' is 1,000 bytes")
+    assert result.err.splitlines()[-1].startswith("Error: The budget of the base 'base' is exceeded by ")
     assert "epoch" not in result.err
     assert one_document(cli("--home", copied, "tasks", "--format", "json").out)["tasks"][-1]["name"] != "new"
 

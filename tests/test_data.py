@@ -261,7 +261,7 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"one class only \(dark\)"):
+    with pytest.raises(DataError, match=r"fewer than two classes \(dark\)"):
         open_data(str(make_folders(tmp_path, ["dark"])))
 
 
@@ -311,7 +311,7 @@ def test_images_outside_of_class_folders_are_an_error(tmp_path: Path) -> None:
 def test_classes_with_too_few_images_to_split_are_named(tmp_path: Path, count: int, split: str) -> None:
     make_folders(tmp_path, count=10)
     make_class(tmp_path / "tiny", count, seed=7)
-    with pytest.raises(DataError, match=f"too few images to take some for {split}: tiny.*--{split}-data"):
+    with pytest.raises(DataError, match=f"too few images to set some aside for {split}: tiny.*--{split}-data"):
         open_data(str(tmp_path))
 
 
@@ -352,7 +352,7 @@ def test_skip_bad_images_leaves_them_out_and_says_so(tmp_path: Path) -> None:
     left = {*names(data.train), *names(data.val), *names(data.test)}
     assert len(left) == 27
     assert not left & {"dark/1.png", "grey/2.png", "light/3.png"}
-    assert data.notes == ("Left out 3 unreadable images.",)
+    assert data.notes == ("Skipped 3 unreadable images.",)
 
 
 def test_a_class_whose_images_are_all_unreadable_is_an_error_even_when_they_are_skipped(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_images_to_evaluate_on_may_be_plain_class_folders_of_some_classes(tmp_pa
 
 
 def test_a_class_that_the_task_does_not_know_cannot_be_evaluated(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="classes the task does not know: zebra"):
+    with pytest.raises(DataError, match="classes that the task does not know: zebra"):
         open_images(str(make_folders(tmp_path, ["dark", "zebra"])), CLASSES)
 
 

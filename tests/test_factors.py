@@ -947,7 +947,7 @@ def test_an_artifact_is_refused_on_loading_that_has(home: Registry, what: str) -
     form, part, damaged = DAMAGES[what]
     parts = {**WHOLE[form], part: damaged}
     put(home, form, {name: tensor for name, tensor in parts.items() if tensor is not None})
-    with pytest.raises(IntegrityError, match=f"{re.escape(KERNEL)} of an artifact does not decode") as caught:
+    with pytest.raises(IntegrityError, match=f"{re.escape(KERNEL)} of an artifact cannot be decoded") as caught:
         home.load("task", device="cpu")
     assert caught.value.exit_code == 9
 

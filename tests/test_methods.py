@@ -575,14 +575,14 @@ def test_an_option_is_heeded_or_refused_by_its_name(method: str, option: str) ->
     if option in LISTENS[method]:
         settings.check_method(PluginManager().method(method))
         return
-    refusal = f"^--method {method} has no use for {named(option)}; leave it out.$"
+    refusal = f"^--method {method} does not accept {named(option)}; leave it out.$"
     with pytest.raises(SettingsError, match=refusal) as caught:
         settings.check_method(PluginManager().method(method))
     assert caught.value.exit_code == 2
 
 
 def test_all_options_that_mean_nothing_are_named_and_nothing_is_written(registry: Registry, add: Add) -> None:
-    with pytest.raises(SettingsError, match="--method lora has no use for --keep, --own, --sparsity; leave it out"):
+    with pytest.raises(SettingsError, match="--method lora does not accept --keep, --own, --sparsity; leave it out"):
         add("task", method="lora", sparsity=2.0, keep=0.1, own="3", rank=2)
     assert registry.tasks() == ()
     assert registry.runs() == ()
@@ -595,25 +595,39 @@ def test_norms_are_gated_only_by_taps(method: str) -> None:
     if method == "taps":
         settings.check_method(PluginManager().method(method))
         return
-    with pytest.raises(SettingsError, match=f"--method {method} has no gates for norms: --norms is task or frozen"):
+    with pytest.raises(
+        SettingsError, match=f"--method {method} has no gates for norms: --norms must be task or frozen"
+    ):
         settings.check_method(PluginManager().method(method))
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
-    "nothing kept": ("diff-pruning", {"keep": 0.0}, r"--keep is a share above 0 and up to 1 \(or 100%\), not 0.0"),
-    "more kept than there is": ("diff-pruning", {"keep": 1.5}, "--keep is a share above 0 and up to 1"),
-    "less kept than nothing": ("diff-pruning", {"keep": -0.1}, "--keep is a number from 0 upwards, not -0.1"),
-    "a share that is no number": ("diff-pruning", {"keep": float("nan")}, "--keep is a number from 0 upwards"),
-    "no stages": ("hard-sharing", {"own": "some"}, "--own is a number of stages, such as 2, or a share .* not 'some'"),
-    "half a stage": ("hard-sharing", {"own": "1.5"}, "--own is a number of stages"),
-    "fewer stages than none": ("hard-sharing", {"own": "-1"}, "--own is a number of stages"),
-    "more than everything": ("hard-sharing", {"own": "101%"}, "--own is a number of stages"),
-    "a share of nothing known": ("hard-sharing", {"own": "nan%"}, "--own is a number of stages"),
-    "nothing said": ("hard-sharing", {"own": ""}, "--own is a number of stages"),
-    "neither end": ("hard-sharing", {"share": "middle"}, "--share is one of bottom, top, not 'middle'"),
-    "no rank": ("lora", {"rank": 0}, "--rank is at least 1, not 0"),
-    "an endless scale": ("lora", {"alpha": float("inf")}, "--alpha is a number from 0 upwards, not inf"),
-    "gates of nothing known": ("taps-lora", {"granularity": "model"}, "--granularity is one of layer, block"),
+    "nothing kept": (
+        "diff-pruning",
+        {"keep": 0.0},
+        r"--keep must be greater than 0 and at most 1 \(or 100%\), got 0.0",
+    ),
+    "more kept than there is": ("diff-pruning", {"keep": 1.5}, "--keep must be greater than 0 and at most 1"),
+    "less kept than nothing": (
+        "diff-pruning",
+        {"keep": -0.1},
+        "--keep must be a finite number of at least 0, got -0.1",
+    ),
+    "a share that is no number": (
+        "diff-pruning",
+        {"keep": float("nan")},
+        "--keep must be a finite number of at least 0",
+    ),
+    "no stages": ("hard-sharing", {"own": "some"}, "--own must be a number of stages, such as 2, or a .* got 'some'"),
+    "half a stage": ("hard-sharing", {"own": "1.5"}, "--own must be a number of stages"),
+    "fewer stages than none": ("hard-sharing", {"own": "-1"}, "--own must be a number of stages"),
+    "more than everything": ("hard-sharing", {"own": "101%"}, "--own must be a number of stages"),
+    "a share of nothing known": ("hard-sharing", {"own": "nan%"}, "--own must be a number of stages"),
+    "nothing said": ("hard-sharing", {"own": ""}, "--own must be a number of stages"),
+    "neither end": ("hard-sharing", {"share": "middle"}, "--share must be one of bottom, top, got 'middle'"),
+    "no rank": ("lora", {"rank": 0}, "--rank must be at least 1, got 0"),
+    "an endless scale": ("lora", {"alpha": float("inf")}, "--alpha must be a finite number of at least 0, got inf"),
+    "gates of nothing known": ("taps-lora", {"granularity": "model"}, "--granularity must be one of layer, block"),
 }
 
 

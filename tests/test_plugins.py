@@ -449,7 +449,7 @@ def test_what_is_neither_matrix_nor_norm_stays_that_of_the_base(manager: PluginM
 # A base's plugin
 
 LAID_OUT_OTHERWISE = (
-    r"'strange' of taps-strange 2\.0 lays out the layers of 'base' otherwise than taps-strange 1\.0 did"
+    r"'strange' of taps-strange 2\.0 partitions the layers of 'base' differently from taps-strange 1\.0, which was used"
 )
 
 
@@ -468,7 +468,7 @@ def test_a_base_whose_plugin_is_missing_cannot_be_used_but_can_be_listed(strange
     with Registry.open(strange_base, disabled_plugins=["strange"]) as registry:
         assert [task.name for task in registry.tasks()] == ["task"]
         assert registry.cost().bases[0].tasks[0].task == "task"
-        missing = r"base 'base' were laid out by the plugin 'strange' of taps-strange 1\.0, which is not here"
+        missing = r"base 'base' were partitioned by the plugin 'strange' of taps-strange 1\.0, which was not found"
         with pytest.raises(PluginError, match=missing):
             registry.load("task")
         with pytest.raises(PluginError, match=missing):
@@ -506,7 +506,7 @@ def test_a_base_is_refused_before_a_byte_of_it_is_read(strange_base: Path) -> No
         stored = registry.base("base").object
     (strange_base / "objects" / stored[:2] / f"{stored[2:]}.safetensors").unlink()
     without = Registry.open(strange_base, disabled_plugins=["strange"])
-    with without, pytest.raises(PluginError, match="which is not here"):
+    with without, pytest.raises(PluginError, match="which was not found"):
         without.load("task")
     with Registry.open(strange_base) as registry:
         assert registry.base("base").plugin_version == "taps-strange 1.0"
@@ -518,7 +518,7 @@ def test_verify_names_the_base_whose_plugin_is_missing(strange_base: Path) -> No
     with Registry.open(strange_base, disabled_plugins=["strange"]) as registry:
         problems = registry.verify(deep=True)
     assert [problem.subject for problem in problems] == ["base base"]
-    assert "laid out by the plugin 'strange'" in problems[0].what
+    assert "partitioned by the plugin 'strange'" in problems[0].what
 
 
 def test_a_partition_that_is_wrong_keeps_a_base_out(install: Install, tmp_path: Path) -> None:

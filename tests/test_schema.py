@@ -242,9 +242,9 @@ def home(tmp_path: Path, new_url: Callable[[], str]) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("revision", "said"),
     [
-        ("r0000", f"revision r0000, this version works with {schema.REVISION}.*Type: taps-registry upgrade"),
-        ("r9999", f"revision r9999, this version works with {schema.REVISION}.*Type: pip install --upgrade"),
-        (None, "holds no catalog yet. Type: taps-registry init"),
+        ("r0000", f"revision r0000, but this version needs {schema.REVISION}.*Type: taps-registry upgrade"),
+        ("r9999", f"revision r9999, but this version needs {schema.REVISION}.*Type: pip install --upgrade"),
+        (None, "contains no catalog yet. Type: taps-registry init"),
     ],
 )
 def test_a_catalog_of_another_revision_is_refused_and_left_alone(
@@ -292,7 +292,8 @@ def test_a_catalog_of_another_registry_is_refused(tmp_path: Path, new_url: Calla
     Registry.init(tmp_path / "other", database=other).close()
     for opening in (Registry.open, Registry.init, Registry.upgrade):
         with pytest.raises(
-            HomeError, match=r"belongs to another registry than .*one.*--home and --database|cannot have a second one"
+            HomeError,
+            match=r"belongs to a different registry than .*one.*--home and --database|cannot have a second one",
         ):
             opening(tmp_path / "one", database=other)
     Registry.open(tmp_path / "one", database=one).close()
@@ -320,7 +321,7 @@ def test_a_registry_whose_catalog_is_elsewhere_says_where(home: tuple[Path, str]
 def test_a_database_that_does_not_answer_is_a_storage_error(tmp_path: Path, verb: str, url: str) -> None:
     if verb != "init":
         Registry.init(tmp_path / "home").close()
-    with pytest.raises(StorageError, match="does not answer"):
+    with pytest.raises(StorageError, match="is not available"):
         getattr(Registry, verb)(tmp_path / "home", database=url)
 
 
@@ -355,7 +356,7 @@ def test_a_damaged_registry_json_is_an_error_with_a_text(tmp_path: Path, written
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("nonsense", "is no URL of a database"),
+        ("nonsense", "is not a database URL"),
         ("mysql://root@host/catalog", "SQLite or PostgreSQL, not in mysql"),
     ],
 )

@@ -110,7 +110,7 @@ def test_iterating_names_every_object_in_order_and_nothing_else(store: ObjectSto
 )
 def test_only_a_digest_becomes_a_path(store: ObjectStore, name: str) -> None:
     for use in (store.path, store.get):
-        with pytest.raises(IntegrityError, match="is no SHA-256 digest"):
+        with pytest.raises(IntegrityError, match="is not a SHA-256 digest"):
             use(name)
     assert list(store.root.iterdir()) == []
 

@@ -176,7 +176,7 @@ def test_a_pickle_that_holds_no_tensors_is_refused(
     refuses: Callable[..., None], tmp_path: Path, content: object
 ) -> None:
     torch.save(content, tmp_path / "w.pth")
-    refuses(tmp_path / "w.pth", "cannot be read as weights|missing: |other things than tensors")
+    refuses(tmp_path / "w.pth", "cannot be read as weights|missing: |entries that are not tensors")
 
 
 def test_a_tensors_name_that_holds_something_else_is_refused(
@@ -305,7 +305,7 @@ def test_pretrained_weights_come_from_the_hubs_cache(offline: dict[str, Any], we
 def test_pretrained_weights_that_cannot_be_had_are_an_error_that_says_what_to_do(offline: dict[str, Any]) -> None:
     kind, code, text = offline["said"]
     assert (kind, code) == ("WeightsError", 11)
-    assert text.startswith("The pretrained weights of test_vit are not to be had: ")
+    assert text.startswith("The pretrained weights of test_vit could not be loaded or downloaded: ")
     assert "--weights FILE" in text
     assert "$HF_HOME" in text
     assert "\n" not in text
@@ -316,7 +316,7 @@ def test_pretrained_weights_that_cannot_be_had_are_an_error_that_says_what_to_do
 
 
 def test_an_unknown_model_is_refused_with_those_close_to_it(empty: Registry) -> None:
-    with pytest.raises(WeightsError, match=r"no model 'resnet5O'\. Close to it: .*resnet50"):
+    with pytest.raises(WeightsError, match=r"no model 'resnet5O'\. Similar names: .*resnet50"):
         empty.add_base("typo", "resnet5O", random_init=True)
 
 
@@ -362,5 +362,5 @@ def test_the_name_of_a_base_can_be_taken_once(empty: Registry) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", ".x", "a b", "ä", "x" * 101])
 def test_names_that_would_not_do_in_a_path_are_refused(empty: Registry, name: str) -> None:
-    with pytest.raises(SettingsError, match="cannot name a base"):
+    with pytest.raises(SettingsError, match="is not a valid base name"):
         empty.add_base(name, MODEL, random_init=True)

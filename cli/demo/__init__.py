@@ -8,10 +8,17 @@ from ..session import Session, Verb
 
 
 @click.command(cls=Verb)
-@click.option("--dir", "folder", default="taps-demo", show_default=True, metavar="DIR", help="Where it all goes.")
+@click.option(
+    "--dir",
+    "folder",
+    default="taps-demo",
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the images and the registry.",
+)
 @click.pass_obj
 def demo(session: Session, folder: str) -> None:
-    """Train a small base, add three tasks, see what they cost. A few minutes; can be stopped and run again.
+    """Train a small base, add three tasks, see what they cost. Takes a few minutes; can be stopped and run again.
 
     \b
     Example:

@@ -48,14 +48,14 @@ class Story:
         with Registry.init(self.home, disabled_plugins=self.disabled) as registry:
             self.registry = registry
             self._base(images["characters"])
-            self._say("Head only: the cheapest task there is, to compare with.")
+            self._say("Head only: the cheapest method, for comparison.")
             probe = self._add("digits-head-only", images["digits"], settings=ADDING, method="head-only")
-            self._say("The same digits with TAPS: a gate a layer decides what is stored.")
+            self._say("The same digits with TAPS: one gate per layer decides what is stored.")
             digits = self._add("digits", images["digits"])
-            self._say("Letters with a budget: the directions of each layer's change that are worth 1 % of the base.")
+            self._say("Letters with a budget: low-rank updates that fit in 1 % of the base.")
             self._add("greek", images["greek"], settings=LITTLE)
             before = self._state(["digits", "greek"])
-            self._say("A third task. The first two must not notice.")
+            self._say("One more task. The earlier ones must not change.")
             self._add("cyrillic", images["cyrillic"], settings=LITTLE)
             self._prove_unchanged(before)
             self._command("cost")
@@ -117,7 +117,7 @@ class Story:
             progress.close()
         task = self.registry.task(name)
         right = percent(task.metrics["test/accuracy"])
-        self._say(f"{name}: {right} of its test images right, {self._share(name)} of the base's bytes stored.")
+        self._say(f"{name}: test accuracy {right}, file size {self._share(name)} of the base.")
         return task
 
     def _share(self, task: str) -> str:
@@ -139,7 +139,7 @@ class Story:
         for name, after in self._state(list(before)).items():
             if after != before[name]:
                 raise IntegrityError(f"The task {name!r} has changed: this must never happen; please report it.")
-            click.echo(f"  {name}: digest {after[0][:16]}... and all logits as before, to the last bit")
+            click.echo(f"  {name}: digest {after[0][:16]}...: file unchanged, logits bit-identical")
 
     def _cost(self) -> None:
         from ..costs import print_report

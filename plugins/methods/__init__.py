@@ -404,4 +404,4 @@ def head_and_norms(partition: Partition, settings: MethodSettings) -> frozenset[
 def no_gated_norms(method: Method, settings: MethodSettings) -> None:
     """Raise ValueError for ``--norms gated``, which only methods with a gate a layer can do."""
     if settings.norms == "gated":
-        raise ValueError(f"--method {method.name} has no gates for norms: --norms is task or frozen.")
+        raise ValueError(f"--method {method.name} has no gates for norms: --norms must be task or frozen.")

@@ -253,7 +253,7 @@ class DiffPruning(Method):
     def check(self, settings: MethodSettings) -> None:
         no_gated_norms(self, settings)
         if not 0 < settings.keep <= 1:
-            raise ValueError(f"--keep is a share above 0 and up to 1 (or 100%), not {settings.keep}.")
+            raise ValueError(f"--keep must be greater than 0 and at most 1 (or 100%), got {settings.keep}.")
 
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         """All that is kept fills layers that are then stored whole, 4 bytes a value."""

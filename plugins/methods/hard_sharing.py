@@ -23,12 +23,12 @@ class HardSharing(FixedSet):
     """Trains the layers and norms of some stages, or of a share of the parameters, and the head."""
 
     name = "hard-sharing"
-    summary = "the first or last stages, their norms and the head"
+    summary = "the first or last stages with their norms, and the head"
     options = frozenset({"share", "own"})
 
     def check(self, settings: MethodSettings) -> None:
         if settings.share not in ("bottom", "top"):
-            raise ValueError(f"--share is bottom or top, not {settings.share!r}.")
+            raise ValueError(f"--share must be bottom or top, got {settings.share!r}.")
         amount(settings.own)
 
     def tensors(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Iterable[str]:
@@ -49,7 +49,9 @@ def amount(own: str) -> tuple[float, bool]:
             return int(text), False
     except ValueError:
         pass
-    raise ValueError(f"--own is a number of stages, such as 2, or a share of the parameters, such as 10%, not {own!r}.")
+    raise ValueError(
+        f"--own must be a number of stages, such as 2, or a percentage of the parameters, such as 10%, got {own!r}."
+    )
 
 
 def _norms(partition: Partition, own: tuple[Layer, ...], *, own_end: bool) -> list[Layer]:

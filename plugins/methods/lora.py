@@ -51,7 +51,7 @@ class Lora(Method):
     """Trains a low-rank delta of every layer, the norms and the head."""
 
     name = "lora"
-    summary = "a low-rank delta of every layer, the norms and the head"
+    summary = "a low-rank update of every layer, the norms and the head"
     options = frozenset({"rank", "alpha", "factors", "norms"})
 
     def check(self, settings: MethodSettings) -> None:

@@ -76,7 +76,7 @@ class Rcm(Method):
     """Trains a modulator of every layer's filters, the norms and the head."""
 
     name = "rcm"
-    summary = "a matrix that mixes each layer's filters, the norms and the head"
+    summary = "a matrix per layer that mixes its filters, the norms and the head"
     options = frozenset({"norms"})
 
     def check(self, settings: MethodSettings) -> None:

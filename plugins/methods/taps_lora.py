@@ -114,7 +114,7 @@ class TapsLora(Method):
     """Gates low-rank deltas."""
 
     name = "taps-lora"
-    summary = "a low-rank delta of the layers whose gate stayed open, the norms and the head"
+    summary = "low-rank updates of the layers whose gate stayed open, the norms and the head"
     options = frozenset(
         {"sparsity", "penalty", "limits", "threshold", "score_lr", "norms", "granularity", "rank", "alpha", "factors"}
     )

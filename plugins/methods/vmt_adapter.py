@@ -57,7 +57,7 @@ class VmtAdapter(FixedSet):
     """Trains adapters beside the MLPs, the norms and the head."""
 
     name = "vmt-adapter"
-    summary = "scale and shift of adapters whose projections tasks share, the norms and the head; transformers only"
+    summary = "scale and shift of adapters with projections shared by tasks, the norms and the head; transformers only"
     options = frozenset({"rank", "norms"})
     tied = False
 
@@ -113,7 +113,7 @@ class VmtAdapterLite(VmtAdapter):
     """The same with half the projections."""
 
     name = "vmt-adapter-lite"
-    summary = "as vmt-adapter, the up-projection being the transpose of the down-projection"
+    summary = "like vmt-adapter, with the up-projection tied to the transpose of the down-projection"
     tied = True
 
 

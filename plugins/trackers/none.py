@@ -10,7 +10,7 @@ from . import RunInfo, TrackedRun, Tracker
 
 
 class Unfollowed(TrackedRun):
-    """A run nobody follows."""
+    """A run that is not tracked."""
 
     id = ""
 
@@ -31,7 +31,7 @@ class NoTracker(Tracker):
     """For machines without MLflow, and for tests."""
 
     name = "none"
-    summary = "follows nothing"
+    summary = "disables tracking"
     keeps_pictures = False
 
     def follow(self, run: RunInfo) -> TrackedRun:

@@ -44,7 +44,7 @@ def require_free(session: Session, name: str) -> None:
     """Raises NameTakenError if there is a base of this name."""
     if session.scalar(select(BaseRow.id).where(BaseRow.name == name)) is not None:
         raise NameTakenError(
-            f"There is a base named {name!r} already. Choose another name; `taps-registry bases` lists them."
+            f"A base named {name!r} already exists. Choose another name; `taps-registry bases` lists them."
         )
 
 

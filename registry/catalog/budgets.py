@@ -1,4 +1,4 @@
-"""Budgets: limits on what the tasks of a base, or of the whole registry, may take."""
+"""Budgets: limits on what the tasks of a base, or of the whole registry, may store."""
 
 from __future__ import annotations
 
@@ -67,11 +67,13 @@ def require_room(
             if limit is not None and used + added > limit:
                 scope = f"of the base {use.base!r}" if use.base else "of the registry"
                 option = f"--base {use.base} " if use.base else ""
-                needs = "needs at least" if at_least else "takes another" if more else "takes"
+                needs = "needs at least" if at_least else "needs another" if more else "needs"
+                over = used + added - limit
                 raise BudgetError(
-                    f"The budget {scope} is {limit:,} {what}, {used:,} are used, and {task!r} {needs} {added:,}: "
-                    f"{used + added - limit:,} too many. Raise it (`taps-registry budget set {option}--max-"
-                    f"{'bytes' if what == 'bytes' else 'params'} {used + added}`), remove a task, or store less."
+                    f"The budget {scope} is exceeded by {over:,} {what if over > 1 else what.removesuffix('s')}: limit "
+                    f"{limit:,}, used {used:,}, and {task!r} {needs} {added:,}. Raise it (`taps-registry budget set "
+                    f"{option}--max-{'bytes' if what == 'bytes' else 'params'} {used + added}`), remove a task, or "
+                    "store less."
                 )
 
 

@@ -51,13 +51,13 @@ def require_fit(found: CommonSet, method: str, arguments: Mapping[str, Any], tas
     if (found.method, dict(found.arguments)) != (method, dict(arguments)):
         told = ", ".join(f"--{name} {value}" for name, value in found.arguments.items())
         raise SettingsError(
-            f"The set {found.name!r} is one of --method {found.method} with {told}. Use these, or begin "
+            f"The set {found.name!r} uses --method {found.method} with {told}. Use the same options, or start "
             "another set with --common NAME."
         )
     if not found.digest and task not in found.tasks:
         raise BusyError(
             f"The set {found.name!r} has no projections yet: its first task, {found.tasks[0]!r}, is in training. "
-            "Finish that one first, or begin another set with --common NAME."
+            "Finish that one first, or start another set with --common NAME."
         )
 
 
@@ -82,7 +82,7 @@ def join(session: Session, task: TaskRow, joined: CommonSet) -> None:
     else:
         require_fit(_record(session, row), method, arguments, task.name)
     if (row.object_digest or "") != joined.digest:
-        raise BusyError(f"Another process has changed the set {name!r} in the meantime. Type the command again.")
+        raise BusyError(f"Another process has changed the set {name!r} in the meantime. Try again.")
     session.add(CommonTaskRow(task_id=task.id, common_id=row.id))
 
 

@@ -41,7 +41,7 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
         SettingsError: for another ``by``.
     """
     if by not in BY:
-        raise SettingsError(f"Costs come by {', '.join(BY)}, not by {by!r}.")
+        raise SettingsError(f"Costs can be broken down by {', '.join(BY)}, not by {by!r}.")
     for name in names:
         tasks.row(session, name)
     chosen = [bases.row(session, base)] if base else list(session.scalars(select(BaseRow).order_by(BaseRow.name)))

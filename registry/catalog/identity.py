@@ -26,5 +26,6 @@ def require_same(catalog: Catalog, identity: str, home: Path) -> None:
         found = session.scalar(select(RegistryRow.id)) if has_row else None
     if found != identity:
         raise HomeError(
-            f"The catalog at {catalog.address} belongs to another registry than {home}. Check --home and --database."
+            f"The catalog at {catalog.address} belongs to a different registry than {home}. Check --home and "
+            "--database."
         )

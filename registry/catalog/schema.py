@@ -29,14 +29,14 @@ def check(catalog: Catalog) -> None:
     if found == REVISION:
         return
     if found is None:
-        raise SchemaError(f"{catalog.address} holds no catalog yet. Type: taps-registry init")
+        raise SchemaError(f"{catalog.address} contains no catalog yet. Type: taps-registry init")
     if found > REVISION:
         raise SchemaError(
-            f"The catalog at {catalog.address} has revision {found}, this version works with {REVISION}. "
+            f"The catalog at {catalog.address} has revision {found}, but this version needs {REVISION}. "
             "Type: pip install --upgrade taps-registry"
         )
     raise SchemaError(
-        f"The catalog at {catalog.address} has revision {found}, this version works with {REVISION}. "
+        f"The catalog at {catalog.address} has revision {found}, but this version needs {REVISION}. "
         "Type: taps-registry upgrade"
     )
 

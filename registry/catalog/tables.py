@@ -222,7 +222,7 @@ class ArtifactLayerRow(Row):
 
 
 class BudgetRow(Row):
-    """Limits on what the tasks of a base, or of the whole registry, may take."""
+    """Limits on what the tasks of a base, or of the whole registry, may store."""
 
     __tablename__ = "taps_budgets"
 

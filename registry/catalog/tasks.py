@@ -65,12 +65,12 @@ def require_free(session: Session, name: str) -> None:
         return
     if taken.state == "ready":
         raise NameTakenError(
-            f"There is a task named {name!r} already. Choose another name, or `taps-registry remove {name}`."
+            f"A task named {name!r} already exists. Choose another name, or `taps-registry remove {name}`."
         )
     run = session.scalars(select(RunRow).where(RunRow.task_id == taken.id).order_by(RunRow.created.desc())).first()
     state = f"its run is {run.state} after {run.epoch} of {run.settings['epochs']} epochs" if run else "it has no run"
     raise NameTakenError(
-        f"The name {name!r} is taken by a task in training: {state}. Continue it with "
+        f"The name {name!r} is taken by a task in training: {state}. Resume it with "
         f"`taps-registry add-task {name} --resume`, or give it up with `taps-registry remove {name}`."
     )
 
@@ -85,7 +85,7 @@ def require_room(session: Session, name: str, made: Published) -> None:
     """
     task = row(session, name)
     if task.state != "training":
-        raise BusyError(f"Another process has finished {name!r} in the meantime; its result stands.")
+        raise BusyError(f"Another process has finished {name!r} in the meantime; its result is kept.")
     params, size = (made.common.params, made.common.bytes) if made.common else (0, 0)
     budgets.require_room(session, task.base, made.params.total + params, made.bytes + size, name)
 
@@ -116,12 +116,12 @@ def recode(session: Session, before: Task, made: Published) -> int:
 
     Raises:
         BudgetError: saying by how much a larger one does not fit.
-        BusyError: if the task has become another in the meantime.
+        BusyError: if the task was replaced in the meantime.
         NotFoundError: if it was removed in the meantime.
     """
     task = row(session, before.name)
     if ready(session, before.name).digest != before.digest:
-        raise BusyError(f"The task {before.name!r} has become another in the meantime; it stays as it is. Try again.")
+        raise BusyError(f"The task {before.name!r} was replaced in the meantime; nothing was changed. Try again.")
     if made.bytes > before.bytes:
         budgets.require_room(session, task.base, 0, made.bytes - before.bytes, before.name, more=True)
     return _add_version(session, task, made, before.run)

@@ -84,7 +84,7 @@ def _check(model: nn.Module, needed: Iterable[str], changed: Mapping[str, Tensor
     problems = {
         "unknown to the model": sorted(set(changed) - set(known)),
         "missing": sorted(set(needed) - set(changed)),
-        "of another shape": sorted(name for name, shape in known.items() if changed[name].shape != shape),
+        "wrong shape": sorted(name for name, shape in known.items() if changed[name].shape != shape),
     }
     found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
     if found:

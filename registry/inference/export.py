@@ -38,15 +38,15 @@ def export(composed: Composed, base: Base, path: Path) -> str:
     if path.suffix == ".pt2":
         return _program(composed, base, path)
     if path.suffix != ".safetensors":
-        raise SettingsError(f"{path} must end in .safetensors, or in .pt2: timm reads anything else as a pickle.")
+        raise SettingsError(f"{path} must end in .safetensors or .pt2: timm loads any other file as a pickle.")
     if composed.header.extension:
         raise SettingsError(
-            f"--method {composed.header.method} adds modules that timm's {base.model} has not: export to a file that "
-            "ends in .pt2, a program for torch.export.load."
+            f"--method {composed.header.method} adds modules that timm's {base.model} does not have: export to a file "
+            "ending in .pt2, a program for torch.export.load."
         )
     if not timm.is_model(base.model.partition(".")[0]) and ":" not in base.model:
         raise SettingsError(
-            f"{base.model} is a plugin's model, which timm cannot build: export to a file that ends in .pt2, a program "
+            f"{base.model} is a plugin's model, which timm cannot build: export to a file ending in .pt2, a program "
             "for torch.export.load."
         )
     return _checkpoint(composed, base, path)
@@ -74,7 +74,7 @@ def _checkpoint(composed: Composed, base: Base, path: Path) -> str:
     about = {"model": base.model, "arguments": dict(base.arguments), "classes": composed.header.classes}
     write_tensors(path, tensors, {"taps": json.dumps({**about, "input": dict(composed.header.input)}, sort_keys=True)})
     if digest(load_file(path)) != digest(tensors):
-        raise IntegrityError(f"{path} does not read back as it was written.")
+        raise IntegrityError(f"{path} differs from what was written when it is read back.")
     return create_call(base, len(composed.header.classes), path)
 
 

@@ -49,7 +49,7 @@ def add(
 
     Raises:
         NameTakenError: if there is a base of this name.
-        WeightsError: if the model or its weights cannot be had.
+        WeightsError: if the model cannot be built or its weights cannot be loaded.
         SettingsError: if it does not take images of this size.
         PluginError: if no plugin, or more than one, can take it apart.
     """
@@ -138,7 +138,7 @@ class LoadedBase:
             model = self.build(classes)
         head = set(self.partition(model).head)
         if not head:
-            raise SettingsError(f"{self.record.model} has no classifier that a task could have for itself.")
+            raise SettingsError(f"{self.record.model} has no classifier that a task could replace with its own.")
         own = model.state_dict()
         model.load_state_dict({name: own[name] if name in head else self.tensors[name] for name in own}, strict=True)
         return model
@@ -197,8 +197,8 @@ def _being_checked(
 def _require_plugin(plugins: PluginManager, base: Base) -> None:
     if base.plugin not in plugins.architectures():
         raise PluginError(
-            f"The layers of the base {base.name!r} were laid out by the plugin {base.plugin!r} of "
-            f"{base.plugin_version or 'an unknown package'}, which is not here. Install it; `taps-registry plugins` "
+            f"The layers of the base {base.name!r} were partitioned by the plugin {base.plugin!r} of "
+            f"{base.plugin_version or 'an unknown package'}, which was not found. Install it; `taps-registry plugins` "
             "lists what was found."
         )
 
@@ -210,9 +210,9 @@ def _as_laid_out(plugins: PluginManager, base: Base, model: nn.Module) -> Partit
     now_laid_out = layer_infos(partition, model.state_dict())
     if [_identity(layer) for layer in now_laid_out] != [_identity(layer) for layer in base.layers]:
         raise PluginError(
-            f"The plugin {base.plugin!r} of {plugins.origin(architecture)} lays out the layers of {base.name!r} "
-            f"otherwise than {base.plugin_version or 'the version'} did when the base was added. Install the version "
-            "of it (and of timm) that was used then."
+            f"The plugin {base.plugin!r} of {plugins.origin(architecture)} partitions the layers of {base.name!r} "
+            f"differently from {base.plugin_version or 'the earlier version'}, which was used when the base was added. "
+            "Install that version of it, and the version of timm that was used then."
         )
     return partition
 

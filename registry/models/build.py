@@ -46,14 +46,14 @@ def create(plugins: PluginManager, model: str, arguments: Mapping[str, Any], *, 
     """``timm.create_model``, or a plugin's model, with torch's global random state deciding what is not loaded.
 
     Raises:
-        WeightsError: if neither has such a model, its arguments do not fit, or pretrained weights cannot be had.
+        WeightsError: if neither has such a model, its arguments do not fit, or pretrained weights cannot be loaded.
     """
     builder = plugins.builder(model)
     if builder is not None:
         return _from_plugin(builder, model, arguments, pretrained=pretrained)
     if ":" not in model and not timm.is_model(model.partition(".")[0]):  # "hf-hub:" and "local-dir:" are timm's to find
         close = get_close_matches(model, timm.list_models(), n=3)
-        hint = f" Close to it: {', '.join(close)}." if close else ""
+        hint = f" Similar names: {', '.join(close)}." if close else ""
         raise WeightsError(f"timm {timm.__version__} has no model {model!r}.{hint} `timm.list_models()` lists them.")
     try:
         built: nn.Module = timm.create_model(model, pretrained=pretrained, **arguments)
@@ -62,7 +62,7 @@ def create(plugins: PluginManager, model: str, arguments: Mapping[str, Any], *, 
         if not pretrained or isinstance(error, TypeError | AssertionError):
             raise WeightsError(f"timm cannot build {model} with {dict(arguments)}: {reason}") from error
         raise WeightsError(
-            f"The pretrained weights of {model} are not to be had: {reason} "
+            f"The pretrained weights of {model} could not be loaded or downloaded: {reason} "
             "Offline, download them elsewhere and use --weights FILE, or fill the hub cache ($HF_HOME)."
         ) from error
     return built.eval()
@@ -118,7 +118,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         file: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``) read once with ``weights_only=True``.
 
     Raises:
-        WeightsError: if the file cannot be read, or a tensor is missing, unknown or of another shape.
+        WeightsError: if the file cannot be read, or a tensor is missing, unknown or has the wrong shape.
     """
     from timm.models import load_state_dict
 
@@ -130,7 +130,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise WeightsError(f"{file} cannot be read as weights: {first_line(error)}") from error
     strange = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if strange:
-        raise WeightsError(f"{file} holds other things than tensors: {', '.join(strange[:4])}.")
+        raise WeightsError(f"{file} contains entries that are not tensors: {', '.join(strange[:4])}.")
     problems = _differences(model, found)
     if problems:
         found = _converted(model, found)
@@ -157,7 +157,7 @@ def _differences(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unknown": [name for name in found if name not in wanted],
-        "of another shape": [
+        "wrong shape": [
             f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in wanted.items()
             if name in found and found[name].shape != tensor.shape

@@ -34,7 +34,7 @@ def training_transform(config: InputConfig, augment: str) -> Transform:
         SettingsError: for an unknown ``augment``.
     """
     if augment not in AUGMENTATIONS:
-        raise SettingsError(f"--augment is one of {', '.join(AUGMENTATIONS)}, not {augment!r}.")
+        raise SettingsError(f"--augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}.")
     options = dict(AUGMENTATIONS[augment])
     if options.pop("no_aug", False):
         return evaluation_transform(config)

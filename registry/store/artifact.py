@@ -55,7 +55,7 @@ class Entry:
         """Raises KeyError, TypeError or ValueError for anything that ``asdict`` does not make."""
         made = cls(**{**raw, "parts": tuple(raw["parts"]), "shape": tuple(raw["shape"])})
         if not all(isinstance(text, str) for text in (made.part, made.encoding, made.dtype, *made.parts)):
-            raise ValueError("part, encoding, dtype and parts of a tensor are texts")
+            raise ValueError("part, encoding, dtype and parts of a tensor must be strings")
         return made
 
 
@@ -103,12 +103,12 @@ class Header:
         """Raises ValueError, KeyError or TypeError if the text is not what ``to_json`` writes."""
         raw = json.loads(text)
         if raw["format"] not in READABLE:
-            raise ValueError(f"format {raw['format']} is none of {READABLE}: a newer taps-registry wrote it")
+            raise ValueError(f"format {raw['format']} is not one of {READABLE}: a newer taps-registry wrote it")
         entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
         gates = tuple(Gate(**gate) for gate in raw["layers"])
         made = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
         if not isinstance(made.common, str) or not isinstance(made.extension, dict):
-            raise ValueError("common is a text and extension an object")
+            raise ValueError("common must be a string and extension an object")
         return made
 
     def keys(self) -> set[str]:
@@ -199,7 +199,7 @@ def factors_of(encoding: Encoding, plugins: PluginManager) -> ThinProduct:
     """The form that low-rank factors are put into. Raises PluginError if that is not here, or is something else."""
     form = plugins.form(encoding.factors)
     if not isinstance(form, ThinProduct):
-        raise PluginError(f"{encoding.name} puts factors into {form.name!r}, which is no ThinProduct.")
+        raise PluginError(f"{encoding.name} puts factors into {form.name!r}, which is not a ThinProduct.")
     return form
 
 
@@ -268,7 +268,7 @@ def _opened(path: Path) -> Iterator[tuple[Header, PackedFile]]:
             raise IntegrityError(f"{path} is not an artifact of this registry: {error}") from error
         differing = file.names().symmetric_difference(header.keys())
         if differing:
-            raise IntegrityError(f"{path} does not hold what its header lists: {', '.join(sorted(differing))}")
+            raise IntegrityError(f"{path} does not match its header: {', '.join(sorted(differing))}")
         yield header, file
 
 
@@ -333,10 +333,11 @@ def _decode(
     try:
         value = plugins.form(entry.encoding).decode(parts, Pieces(base)[name]) if entry.encoding else parts[""]
     except (ValueError, KeyError, RuntimeError) as error:
-        raise IntegrityError(f"{name} of an artifact does not decode: {error}") from error
+        raise IntegrityError(f"{name} of an artifact cannot be decoded: {error}") from error
     if tuple(value.shape) != entry.shape or value.dtype != getattr(torch, entry.dtype, None):
         raise IntegrityError(
-            f"{name} of an artifact is {value.dtype} {tuple(value.shape)}, its header says {entry.dtype} {entry.shape}."
+            f"{name} of an artifact is {value.dtype} {tuple(value.shape)}, but its header says {entry.dtype} "
+            f"{entry.shape}."
         )
     return value
 

@@ -31,7 +31,7 @@ def in_place(path: Path) -> Iterator[Path]:
         yield draft
         flush(draft)
         draft.replace(path)
-        outcome = "It is written, but a power cut may undo that."
+        outcome = "It was written, but may be lost in a power failure."
         flush(path.parent)
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}. {outcome}") from error

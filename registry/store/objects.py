@@ -38,7 +38,7 @@ class ObjectStore:
     def path(self, digest: str) -> Path:
         """Where the object is or would be. Raises IntegrityError for anything but a digest: this becomes a path."""
         if not DIGEST.fullmatch(digest):
-            raise IntegrityError(f"{digest!r} is no SHA-256 digest.")
+            raise IntegrityError(f"{digest!r} is not a SHA-256 digest.")
         return self.root / digest[:2] / f"{digest[2:]}{SUFFIX}"
 
     def put(self, source: Path) -> StoredObject:
@@ -65,7 +65,7 @@ class ObjectStore:
         path = self.path(digest)
         if not path.exists():
             raise IntegrityError(
-                f"Object {digest} is missing: {path} does not exist. `taps-registry verify` tells more."
+                f"Object {digest} is missing: {path} does not exist. `taps-registry verify` gives details."
             )
         known = self.checksums(digest)
         if known is None or checksum(path) != known:
@@ -87,4 +87,4 @@ class ObjectStore:
     def _check(path: Path, digest: str) -> None:
         found = sha256(path)
         if found != digest:
-            raise IntegrityError(f"{path} is damaged: its SHA-256 is {found}, its name says {digest}.")
+            raise IntegrityError(f"{path} is damaged: its SHA-256 is {found}, but its name says {digest}.")

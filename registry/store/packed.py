@@ -116,7 +116,7 @@ def _decompressed(raw: bytes, words: bytes = b"") -> tuple[str, bytes]:
     inflater = zlib.decompressobj(zdict=words)
     text = inflater.decompress(raw, LONGEST)
     if not inflater.eof:
-        raise ValueError(f"the text is cut off, or longer than {LONGEST:,} bytes")
+        raise ValueError(f"the text is truncated, or longer than {LONGEST:,} bytes")
     return text.decode(), inflater.unused_data
 
 
@@ -126,7 +126,7 @@ def _bundle(file: Any) -> bytes:
         return b""
     whole: Tensor = file.get_tensor(BUNDLE)
     if whole.dtype != torch.uint8:
-        raise ValueError(f"{BUNDLE} is of {whole.dtype}, not of bytes")
+        raise ValueError(f"{BUNDLE} has dtype {whole.dtype}, not uint8")
     return bytes(whole.numpy())
 
 
@@ -135,7 +135,7 @@ def _unbundled(listed: list[tuple[str, str, list[int]]], raw: bytes) -> dict[str
     dtypes = {name: getattr(torch, dtype) for name, dtype, _ in listed}
     sizes = [prod(shape) * dtypes[name].itemsize for name, _, shape in listed]
     if sum(sizes) != len(raw):
-        raise ValueError(f"small tensors take {sum(sizes)} bytes by their list, and {len(raw)} are there")
+        raise ValueError(f"the list of small tensors describes {sum(sizes)} bytes, but there are {len(raw)}")
     whole = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
     pieces = zip(listed, whole.split(sizes), strict=True)  # type: ignore[no-untyped-call]
     return {name: piece.clone().view(dtypes[name]).reshape(shape) for (name, _, shape), piece in pieces}
