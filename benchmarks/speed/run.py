@@ -46,7 +46,7 @@ MEASURES: dict[str, Callable[[Options], Iterator[Ratio]]] = {
 @click.option("--model", "models", multiple=True, help="Default: resnet50 and vit_small_patch16_224.")
 @click.option("--batch", default=16, show_default=True)
 @click.option("--pixels", default=224, show_default=True)
-@click.option("--pairs", default=15, show_default=True, help="Of steps.")
+@click.option("--pairs", default=15, show_default=True, help="Of steps; of whole runs at most 5.")
 @click.option(
     "--clock",
     type=click.Choice(["wall", "cpu"]),

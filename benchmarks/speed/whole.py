@@ -13,9 +13,14 @@ from .ratios import Ratio, in_turns, summed_up
 
 def whole_runs(options: Options) -> Iterator[Ratio]:
     """``add-task`` from the first image to the catalog, for equal epochs."""
+    for model in options.models:
+        yield from _of(model, options)
+
+
+def _of(model: str, options: Options) -> Iterator[Ratio]:
     from taps_registry import Registry
 
-    model, epochs, pairs = options.models[0], 5 if options.quick else 10, 2 if options.quick else 5
+    epochs, pairs = (5, 2) if options.quick else (10, min(5, options.pairs))
     per_class = 12 if options.quick else 40
     told = {
         "epochs": epochs,
@@ -30,7 +35,7 @@ def whole_runs(options: Options) -> Iterator[Ratio]:
         tempfile.TemporaryDirectory() as home,
         Registry.init(Path(home) / "home") as registry,
     ):
-        registry.add_base("base", model, random_init=True)
+        registry.add_base("base", model, random_init=True, input_size=options.pixels)
 
         def run(**settings: Any) -> float:
             begun = options.now()
@@ -46,5 +51,5 @@ def whole_runs(options: Options) -> Iterator[Ratio]:
                 return run(method=method, budget=BUDGET)
 
             ratios = in_turns(spend, lambda: run(method="full"), pairs)
-            what = f"{model}: add-task --budget {BUDGET} --method {method} / --method full, {epochs} epochs"
+            what = f"{model}: add-task --budget {BUDGET} --method {method} / full, {epochs} epochs, {options.pixels} px"
             yield summed_up("add-task", what, ratios, target=0.80)
