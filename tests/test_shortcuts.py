@@ -17,11 +17,11 @@ from taps_registry.plugins.methods import Method, MethodSettings, live_tensors
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.reparametrised import Reparametrised
-from taps_registry.plugins.methods.shortcuts import OfBias, OfFactors, of_biases, of_factors, of_weight
+from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_weight
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
-from taps_registry.plugins.methods.thin import Seen, Tokens
+from taps_registry.plugins.methods.thin import Piece, Seen, Tokens
 from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -62,7 +62,7 @@ def with_factors(
     up = nn.Parameter(torch.randn(len(live.base), rank, generator=chance))
     down = nn.Parameter(torch.randn(rank, live.base[0].numel(), generator=chance))
     live.value.add_((up @ down).detach().reshape(live.base.shape))
-    return of_factors(model, live, lambda: (up, down), turn), (up, down), live.base
+    return of_factors(model, [(live, lambda: (up, down))], turn).get(name), (up, down), live.base
 
 
 def wanted(model: nn.Module, name: str, base: Tensor, pair: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, ...]:
@@ -208,7 +208,7 @@ def test_two_halves_of_the_patches_tell_what_all_tokens_do(tokens: tuple[int, in
         assert way.thinned
         assert way.pull_back()
         halves.append([factor.grad for factor in pair])
-    whole = torch.autograd.grad(model(x), model.layer.weight)[0][way.rows]
+    whole = torch.autograd.grad(model(x), model.layer.weight)[0][way.factors[0][0]]
     gradients = torch.autograd.grad(pair[0] @ pair[1], pair, whole)
     for found, gradient in zip(zip(*halves, strict=True), gradients, strict=True):
         torch.testing.assert_close(sum(found) / 2, gradient, rtol=1e-4, atol=1e-5)
@@ -269,18 +269,18 @@ def test_directions_of_a_vision_transformer_hear_half_of_the_patches() -> None:
     assert not model.patch_embed.proj.weight.requires_grad
 
 
-def bias_of(model: nn.Module) -> tuple[OfBias, ...]:
-    way, *_ = with_factors(model, "layer.weight", 2, lambda: 0)
+def with_bias(model: nn.Module) -> OfFactors:
+    way, *_ = with_factors(model, "layer.weight", 2)
     assert way is not None
-    way.close()
-    return of_biases([way, way])
+    return way
 
 
 @pytest.mark.parametrize("shape", [(40,), (5, 40), (3, 7, 40), (2, 11, 12, 40)])
-def test_a_bias_hears_every_position(shape: tuple[int, ...]) -> None:
+def test_a_bias_has_its_gradient_beside_those_of_the_factors(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model, x = Around(nn.Linear(40, 30)), torch.randn(shape)
-    (way,) = bias_of(model)
+    way = with_bias(model)
+    assert way.bias is model.layer.bias
     found = []
     for _ in range(2):  # on trial, and trusted
         model.zero_grad()
@@ -289,7 +289,7 @@ def test_a_bias_hears_every_position(shape: tuple[int, ...]) -> None:
         assert way.trusted
         assert way.pull_back()
         found.append((model.layer.bias.grad, model.scale.grad))
-        model.layer.bias.requires_grad_(False)
+        model.layer.requires_grad_(False)
     way.close()
     model.layer.bias.requires_grad_(True)
     wanted = torch.autograd.grad(model(x) + model(2 * x), (model.layer.bias, model.scale))
@@ -297,22 +297,23 @@ def test_a_bias_hears_every_position(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(gradients, wanted)
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape", "turns"),
-    [
-        (nn.Conv2d(16, 24, 3, padding=1), (2, 16, 12, 13), 4),
-        (nn.Linear(16, 24), (2, 11, 12, 16), 4),
-        (nn.Linear(16, 24), (3, 144, 16), 2),
-    ],
-    ids=["3x3", "linear", "tokens"],
-)
-def test_samples_count_for_all_positions(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], turns: int) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    gradient = torch.randn(layer(x).shape, generator=torch.Generator().manual_seed(1))
-    seen = Seen.of(layer, x, gradient, slice(None), Tokens(1, 143))
-    totals = [sum(part.total() for part in seen.sample(turn)) for turn in range(turns)]
-    torch.testing.assert_close(sum(totals) / turns, seen.total())
-    assert not any(torch.allclose(total, seen.total()) for total in totals)
+@pytest.mark.parametrize(("shape", "turns"), [((2, 11, 12, 16), 4), ((3, 144, 16), 2)], ids=["a map", "tokens"])
+def test_samples_count_for_all_positions(shape: tuple[int, ...], turns: int) -> None:
+    layer, chance = nn.Linear(16, 24), torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(shape, generator=chance), torch.randn((*shape[:-1], 24), generator=chance)
+    pieces = [
+        Piece(slice(0, 8), torch.randn(8, 2), torch.randn(2, 16)),
+        Piece(slice(8, 24), torch.randn(16, 3), torch.randn(3, 16)),
+    ]
+    with torch.no_grad():
+        seen = Seen.of(layer, x, gradient, Tokens(1, 143))
+        every = seen.products(pieces, bias=True)
+        sampled = [seen.sample(turn).products(pieces, bias=True) for turn in range(turns)]
+    assert [tuple(one.shape) for one in every] == [(8, 2), (2, 16), (8,), (16, 3), (3, 16), (16,)]
+    torch.testing.assert_close(torch.cat((every[2], every[5])), gradient.reshape(-1, 24).sum(0))
+    for whole, parts in zip(every, zip(*sampled, strict=True), strict=True):
+        torch.testing.assert_close(sum(parts) / turns, whole, rtol=1e-4, atol=1e-4)
+        assert not any(torch.allclose(part, whole, rtol=1e-2) for part in parts)
 
 
 class BiasElsewhere(Around):
@@ -325,20 +326,72 @@ def test_a_bias_that_counts_elsewhere_keeps_its_own_gradient(model: type[Around]
     """That of the first layer is what has gradients come to its weight's shortcut."""
     torch.manual_seed(0)
     made, x = model(nn.Linear(40, 30)), torch.randn(5, 40)
-    (way,) = bias_of(made)
-    made(x).backward()
-    way.judge()
-    assert way.trusted is False
-    assert not way.pull_back()
-    assert torch.equal(made.layer.bias.grad, torch.autograd.grad(made(x), made.layer.bias)[0])
+    way = with_bias(made)
+    for _ in range(2):
+        made.zero_grad()
+        made(x).backward()
+        way.judge()
+        assert way.trusted
+        assert way.bias is None
+        assert way.pull_back()
+        made.layer.weight.requires_grad_(False)
+        assert torch.equal(made.layer.bias.grad, torch.autograd.grad(made(x), made.layer.bias)[0])
+        way.found = None  # of the line before
 
 
-def test_a_bias_that_does_not_train_or_is_a_convolutions_has_no_shortcut() -> None:
+def test_a_bias_that_does_not_train_or_is_a_convolutions_is_left_alone() -> None:
     still = Around(nn.Linear(40, 30))
     still.layer.bias.requires_grad_(False)
-    assert bias_of(still) == ()
-    assert bias_of(Around(nn.Linear(40, 30, bias=False))) == ()
-    assert bias_of(Around(nn.Conv2d(16, 24, 3))) == ()
+    assert with_bias(still).bias is None
+    assert with_bias(Around(nn.Linear(40, 30, bias=False))).bias is None
+    assert with_bias(Around(nn.Conv2d(16, 24, 3))).bias is None
+    fused, *_ = with_factors(Around(nn.Linear(24, 72)), "layer.weight[24:48]", 2)
+    assert fused is not None
+    assert fused.bias is None, "its other rows train as well"
+
+
+def test_rows_of_a_fused_weight_share_their_shortcut_and_its_bias() -> None:
+    torch.manual_seed(0)
+    model, x = Around(nn.Linear(24, 72)), torch.randn(2, 5, 24)
+    lives = live_tensors(model, [f"layer.weight[{start}:{start + 24}]" for start in (0, 24, 48)])
+    pairs = {name: (nn.Parameter(torch.randn(24, 2)), nn.Parameter(torch.randn(2, 24))) for name in lives}
+    found = of_factors(model, [(live, lambda name=name: pairs[name]) for name, live in lives.items()])
+    assert len(set(map(id, found.values()))) == 1 < len(found)
+    way = next(iter(found.values()))
+    assert way.bias is model.layer.bias
+    model(x).backward()
+    whole, bias = model.layer.weight.grad.clone(), model.layer.bias.grad.clone()
+    way.judge()
+    assert way.trusted
+    assert all(other.pull_back() for other in found.values())
+    torch.testing.assert_close(model.layer.bias.grad, bias)
+    for name, live in lives.items():
+        up, down = pairs[name]
+        torch.testing.assert_close(up.grad, whole[live.rows] @ down.detach().T)
+        torch.testing.assert_close(down.grad, up.detach().T @ whole[live.rows])
+
+
+def test_a_patch_embedding_asks_for_no_gradient_of_its_own() -> None:
+    """Neither images nor its parameters require one, and still its factors and its bias train."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3)
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    adaptation = RankAdaptation(model, partition, MethodSettings(limits=(Limit(40_000, {}),)))
+    for live in adaptation.candidates:
+        live.value.add_(0.01 * torch.randn(live.base.shape))
+    adaptation.start_step(1.0)
+    (unit,) = (unit for unit in adaptation.units if unit.live.name.startswith("patch_embed"))
+    embedding, found = model.patch_embed.proj, []
+    for _ in range(2):
+        backward(model, adaptation, 160)
+        found.append([embedding.bias.grad, *(factor.grad for factor in unit.factors.values())])
+        assert not embedding.weight.requires_grad
+        assert not embedding.bias.requires_grad
+    for one, other in zip(*found, strict=True):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+    with torch.inference_mode():
+        assert not embedding(torch.randn(1, 3, 160, 160)).requires_grad
 
 
 def test_biases_that_rest_train_on_with_what_the_optimiser_kept_of_them() -> None:
@@ -456,8 +509,11 @@ def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_
     assert adaptation.start_step(1.0), "gates are fixed"
     functional.cross_entropy(model(torch.randn(2, 3, 96, 96)), torch.tensor([0, 1])).backward()
     adaptation.after_backward()
+    every = [live for gate in adaptation.gates for live in gate.trainable()]
     states = {layer.name: layer.open for layer in adaptation.layer_states()}
-    rested = [way.live for way in adaptation.shortcuts if way.trusted]
+    rested = [
+        live for live in every if any(way.trusted and way.module.weight is live.owner for way in adaptation.shortcuts)
+    ]
     assert rested, "stem and first stage have 24 x 24 positions"
     assert all(states[live.name.removesuffix(".weight")] and not live.owner.requires_grad for live in rested)
     assert all(live.grad is not None for live in rested)
@@ -593,8 +649,8 @@ def test_a_step_that_says_nothing_does_not_end_the_trial(loss: float) -> None:
     (loss * model(x)).backward()
     way.judge()
     assert way.trusted is None
-    model.zero_grad()
     way.pull_back()
+    model.zero_grad()
     model(x).backward()
     way.judge()
     assert way.trusted

@@ -19,7 +19,7 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
-from .shortcuts import OfBias, OfFactors, of_biases, of_factors
+from .shortcuts import of_factors
 from .thin import Pair
 
 
@@ -122,12 +122,10 @@ class Reparametrised(Adaptation):
         self.write()
 
     def _take_shortcuts(self) -> None:
-        """Of the units that have one, by name of the weight, and of the biases beside; each is on trial."""
+        """Of the units that have one, by name of the weight; each is on trial."""
         products = [unit for unit in self.units if isinstance(unit, Product)]
         turn = (lambda: self.turn) if self.thrifty else None
-        found = {unit.live.name: of_factors(self.model, unit.live, unit.pair, turn) for unit in products}
-        self.shortcuts: dict[str, OfFactors] = {name: way for name, way in found.items() if way is not None}
-        self.biases: tuple[OfBias, ...] = of_biases(self.shortcuts.values())
+        self.shortcuts = of_factors(self.model, [(unit.live, unit.pair) for unit in products], turn)
 
     def write(self) -> None:
         """Put all weights into the model."""
@@ -135,11 +133,9 @@ class Reparametrised(Adaptation):
             unit.write()
 
     def after_backward(self) -> None:
-        on_trial = [way for way in (*self.shortcuts.values(), *self.biases) if way.trusted is None]
+        on_trial = [way for way in self.shortcuts.values() if way.trusted is None]
         for way in on_trial:
             way.judge()
-        for beside in self.biases:
-            beside.pull_back()
         for unit in self.units:
             if unit.live.name not in self.shortcuts or not self.shortcuts[unit.live.name].pull_back():
                 unit.pull_back()
@@ -155,17 +151,19 @@ class Reparametrised(Adaptation):
         plain = {tensor_of(name) for name in self.always}
         for unit in self.units:
             if id(unit.live.owner) not in asked and tensor_of(unit.live.name) not in plain:
-                self._let_rest(unit.live)
-        for way in self.biases:
-            if way.trusted:
-                self._let_rest(way.live)
+                self._let_rest(unit.live.owner)
+        for way in self.shortcuts.values():
+            if way.trusted and way.bias is not None:
+                self._let_rest(way.bias)
 
-    def _let_rest(self, live: Live) -> None:
-        self.rested |= live.trains
-        live.owner.requires_grad_(False)
+    def _let_rest(self, parameter: Tensor) -> None:
+        self.rested |= parameter.requires_grad
+        parameter.requires_grad_(False)
 
     def trains(self, parameter: nn.Parameter) -> bool:
-        return super().trains(parameter) or any(way.trusted and way.live.owner is parameter for way in self.biases)
+        return super().trains(parameter) or any(
+            way.trusted and way.bias is parameter for way in self.shortcuts.values()
+        )
 
     def start_step(self, done: float) -> bool:
         rested, self.rested = self.rested, False

@@ -10,7 +10,7 @@ forward pass stays the model's own, with ``W`` in its place.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 
 import torch
@@ -18,38 +18,32 @@ from torch import Tensor, nn
 
 from ..architectures.pieces import tensor_of
 from . import Live
-from .thin import Pair, Seen, Tokens
+from .thin import Gradients, Pair, Piece, Seen, Tokens
 
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
 
-Gradients = tuple[Tensor, ...]
 Turn = Callable[[], int]
 
 
 class Shortcut(ABC):
-    """What is wanted of the gradient of one parameter, collected while the model's backward pass runs.
+    """What is wanted of the gradient of a layer's weight, collected while the model's backward pass runs.
 
-    It is on trial at first: the parameter has its gradient as well, and the two are held against each other. They
-    differ where a model uses the parameter otherwise than by calling the layer that owns it.
+    It is on trial at first: the weight has its gradient as well, and the two are held against each other. They differ
+    where a model uses the weight otherwise than by calling the layer that owns it.
 
     Args:
         module: a linear layer or a convolution that computes as torch's do.
-        live: its weight, or rows of it, or its bias.
         turn: counts steps, if a sample of the positions will do where there are plenty; None for all of them.
-        tokens: what the model makes of a picture, if its patches are positions, too.
+        tokens: what the model makes of an image, if its patches are positions, too.
 
     Attributes:
-        trusted: whether the parameter needs no gradient of autograd any more; None on trial.
+        trusted: whether the weight needs no gradient of autograd any more; None on trial.
         thinned: whether a sample of the positions had to do.
     """
 
-    def __init__(
-        self, module: nn.Conv2d | nn.Linear, live: Live, turn: Turn | None = None, tokens: Tokens | None = None
-    ) -> None:
+    def __init__(self, module: nn.Conv2d | nn.Linear, turn: Turn | None = None, tokens: Tokens | None = None) -> None:
         self.module = module
-        self.live = live
-        self.rows = slice(None) if live.rows is None else live.rows
         self.trusted: bool | None = None
         self.thinned = False
         self.turn = turn
@@ -64,7 +58,7 @@ class Shortcut(ABC):
 
     @abstractmethod
     def _of_whole(self, gradient: Tensor) -> Gradients:
-        """The same, from the parameter's gradient."""
+        """The same, from the weight's gradient."""
 
     @abstractmethod
     def _pass_on(self, found: Gradients) -> None:
@@ -84,37 +78,38 @@ class Shortcut(ABC):
             output.register_hook(lambda gradient: self._learn(given.pop(), gradient))  # type: ignore[no-untyped-call]
 
     def _is_reached(self, given: Tensor) -> bool:
-        """Whether gradients come to the outputs even where the parameter asks for none."""
+        """Whether gradients come to the outputs even where the weight asks for none."""
         return given.requires_grad or (self.module.bias is not None and self.module.bias.requires_grad)
 
     @torch.no_grad()
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
-        seen = Seen.of(self.module, given, gradient, self.rows, self.tokens)
-        parts = (seen,) if self.turn is None else seen.sample(self.turn())
-        self.thinned |= parts[0] is not seen
-        made = _sum(*map(self._of, parts))
+        seen = Seen.of(self.module, given, gradient, self.tokens)
+        part = seen if self.turn is None else seen.sample(self.turn())
+        self.thinned |= part is not seen
+        made = self._of(part)
         self.found = _sum(self.found, made)
         if self.trusted is None:
-            self.tried = _sum(self.tried, made if parts[0] is seen else self._of(seen))
+            self.tried = _sum(self.tried, made if part is seen else self._of(seen))
 
     @torch.no_grad()
     def judge(self) -> None:
-        """End the trial, if there is one and the parameter's gradient says anything, for better or worse."""
+        """End the trial, if there is one and the weight's gradient says anything, for better or worse."""
         tried, self.tried = self.tried, None
-        gradient = self.live.grad
+        gradient = self.module.weight.grad
         if self.trusted is not None or gradient is None:
             return
         wanted = self._of_whole(gradient)
-        size = torch.stack([one.square().sum() for one in wanted]).sum()
+        size = _size(wanted)
         if not size or not size.isfinite():  # with fp16 the first steps may overflow
             return
-        if tried is None or not self._saves():
-            self.trusted = False
-        else:
-            off = sum((one - other).square().sum() for one, other in zip(tried, wanted, strict=True))
-            self.trusted = bool(off <= TOLERANCE**2 * size)
+        self.trusted = tried is not None and self._saves() and self._agree(tried, wanted)
         if not self.trusted:
             self.close()
+
+    def _agree(self, tried: Gradients, wanted: Gradients) -> bool:
+        """Whether they are the same but for roundings."""
+        off = _size(tuple(one - other for one, other in zip(tried, wanted, strict=True)))
+        return bool(off <= TOLERANCE**2 * _size(wanted))
 
     @torch.enable_grad()
     def pull_back(self) -> bool:
@@ -128,68 +123,98 @@ class Shortcut(ABC):
 
 
 class OfFactors(Shortcut):
-    """The gradients of low-rank factors.
+    """The gradients of low-rank factors of a weight, or of rows of it, and of the bias beside them.
+
+    Convolutions keep their biases to themselves, but for patch embeddings.
 
     Args:
-        module: as for ``Shortcut``, as are live, turn and tokens.
-        factors: gives ``(C_out, r)`` and ``(r, d)`` as they are now.
+        module: as for ``Shortcut``, as are turn and tokens.
+        factors: give ``(C_out, r)`` and ``(r, d)`` as they are now, by the rows that they are of.
+        embeds: whether the layer is the patch embedding of a model's images, which need no gradient.
+
+    Attributes:
+        bias: that has its gradient here as well; None if it has not.
     """
 
     def __init__(
         self,
         module: nn.Conv2d | nn.Linear,
-        live: Live,
-        factors: Callable[[], Pair],
+        factors: Sequence[tuple[slice, Callable[[], Pair]]],
         turn: Turn | None = None,
         tokens: Tokens | None = None,
+        embeds: bool = False,
     ) -> None:
-        super().__init__(module, live, turn, tokens)
+        super().__init__(module, turn, tokens)
         self.factors = factors
+        self.embeds = embeds
+        covered = sum(len(pair()[0]) for _, pair in factors) == len(module.weight)
+        beside = module.bias if covered and (embeds or isinstance(module, nn.Linear)) else None
+        self.bias = beside if beside is not None and beside.requires_grad else None
+
+    def _listen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.embeds and self.trusted and torch.is_grad_enabled():
+            output.requires_grad_()  # though neither images nor parameters ask for a gradient
+        super()._listen(module, inputs, output)
+
+    def _is_reached(self, given: Tensor) -> bool:
+        if not given.requires_grad and not self.embeds:
+            self.bias = None  # without its own gradient none would come here
+        return super()._is_reached(given) or self.embeds
 
     def _of(self, seen: Seen) -> Gradients:
-        return seen.products(*self.factors())
+        return seen.products([Piece(rows, *pair()) for rows, pair in self.factors], self.bias is not None)
 
     def _of_whole(self, gradient: Tensor) -> Gradients:
-        up, down = (factor.detach() for factor in self.factors())
-        whole = gradient.reshape(len(up), -1).to(up.dtype)
-        return whole @ down.T, up.T @ whole
+        found: list[Tensor] = []
+        for rows, pair in self.factors:
+            up, down = (factor.detach() for factor in pair())
+            whole = gradient[rows].reshape(len(up), -1).to(up.dtype)
+            found += whole @ down.T, up.T @ whole
+            if self.bias is not None and self.bias.grad is not None:
+                found.append(self.bias.grad[rows])
+        return tuple(found)
+
+    def _agree(self, tried: Gradients, wanted: Gradients) -> bool:
+        """A bias that the model uses otherwise keeps its own gradient, whatever becomes of the weight's."""
+        if self.bias is None:
+            return super()._agree(tried, wanted)
+        if not super()._agree(tried[2::3], wanted[2::3]):
+            self.bias, self.found = None, self.found and _without_biases(self.found)
+        return super()._agree(_without_biases(tried), _without_biases(wanted))
 
     def _pass_on(self, found: Gradients) -> None:
-        torch.autograd.backward(self.factors(), found)
+        trained = [factor for _, pair in self.factors for factor in pair()]
+        torch.autograd.backward(trained, found if self.bias is None else _without_biases(found))
+        if self.bias is not None:
+            self.bias.grad = torch.empty_like(self.bias)
+            for (rows, _), gradient in zip(self.factors, found[2::3], strict=True):
+                self.bias.grad[rows] = gradient
+
+
+def _without_biases(found: Gradients) -> Gradients:
+    return tuple(one for index, one in enumerate(found) if index % 3 < 2)
+
+
+def _size(gradients: Gradients) -> Tensor:
+    """The sum of all squares."""
+    return torch.stack([one.square().sum() for one in gradients]).sum()
 
 
 class OfWeight(Shortcut):
-    """The gradient of a whole weight, from a quarter of the positions of large pictures."""
+    """The gradient of a whole weight, from a quarter of the positions of large feature maps."""
 
     def _of(self, seen: Seen) -> Gradients:
-        return (seen.product(self.live.owner),)
+        return (seen.product(self.module.weight),)
 
     def _of_whole(self, gradient: Tensor) -> Gradients:
         return (gradient,)
 
     def _pass_on(self, found: Gradients) -> None:
-        weight, (gradient,) = self.live.owner, found
+        weight, (gradient,) = self.module.weight, found
         weight.grad = torch.empty_like(weight).copy_(gradient)  # in memory as optimisers take it to be
 
     def _saves(self) -> bool:
         return self.thinned
-
-
-class OfBias(Shortcut):
-    """The gradient of a linear layer's bias, of all positions."""
-
-    def _is_reached(self, given: Tensor) -> bool:
-        return given.requires_grad
-
-    def _of(self, seen: Seen) -> Gradients:
-        return (seen.total(),)
-
-    def _of_whole(self, gradient: Tensor) -> Gradients:
-        return (gradient,)
-
-    def _pass_on(self, found: Gradients) -> None:
-        (gradient,), bias = found, self.live.owner
-        bias.grad = gradient.to(bias.dtype)
 
 
 def gradients_are_averaged() -> bool:
@@ -197,35 +222,45 @@ def gradients_are_averaged() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _sum(*several: Gradients | None) -> Gradients:
-    return tuple(map(_added, zip(*(one for one in several if one is not None), strict=True)))
+def _sum(before: Gradients | None, more: Gradients) -> Gradients:
+    return more if before is None else tuple(one + other for one, other in zip(before, more, strict=True))
 
 
-def _added(tensors: tuple[Tensor, ...]) -> Tensor:
-    first, *others = tensors
-    return sum(others, first)
+def of_factors(
+    model: nn.Module, products: Iterable[tuple[Live, Callable[[], Pair]]], turn: Turn | None = None
+) -> dict[str, OfFactors]:
+    """The shortcuts of weights' factors, by name; rows of one weight share theirs. Where one would be none, none.
 
-
-def of_factors(model: nn.Module, live: Live, factors: Callable[[], Pair], turn: Turn | None = None) -> OfFactors | None:
-    """The shortcut of a weight's factors; None if there is none, or it would be none. See ``OfFactors``."""
-    rank, rows, columns = len(factors()[1]), len(live.base), prod(live.base.shape[1:])
-    if 2 * rank * (rows + columns) > CHEAPER * rows * columns or (module := _owner(model, live)) is None:
-        return None
-    return OfFactors(module, live, factors, turn, Tokens.of(model))
+    Args:
+        model: that has the weights.
+        products: weights or rows of one, and what gives their factors.
+        turn: as for ``Shortcut``.
+    """
+    by_layer: dict[nn.Conv2d | nn.Linear, list[tuple[Live, Callable[[], Pair]]]] = {}
+    for live, pair in products:
+        rank, rows, columns = len(pair()[1]), len(live.base), prod(live.base.shape[1:])
+        if 2 * rank * (rows + columns) <= CHEAPER * rows * columns and (module := _owner(model, live)) is not None:
+            by_layer.setdefault(module, []).append((live, pair))
+    tokens, patches, found = Tokens.of(model), _patch_embedding(model), {}
+    for module, pieces in by_layer.items():
+        rows_of = [(slice(None) if live.rows is None else live.rows, pair) for live, pair in pieces]
+        way = OfFactors(module, rows_of, turn, tokens, embeds=module is patches)
+        found.update({live.name: way for live, _ in pieces})
+    return found
 
 
 def of_weight(model: nn.Module, live: Live, turn: Turn) -> OfWeight | None:
     """The shortcut of a weight; None if there is none. Rows of one have none: the others need gradients, too."""
     module = _owner(model, live) if live.rows is None else None
-    return OfWeight(module, live, turn) if module is not None else None
+    return OfWeight(module, turn) if module is not None else None
 
 
-def of_biases(ways: Iterable[OfFactors]) -> tuple[OfBias, ...]:
-    """The shortcuts of the biases that train beside these weights, one for each linear layer."""
-    biases = {way.module: way.module.bias for way in ways if isinstance(way.module, nn.Linear)}
-    return tuple(
-        OfBias(module, Live("bias", bias)) for module, bias in biases.items() if bias is not None and bias.requires_grad
-    )
+def _patch_embedding(model: nn.Module) -> nn.Module | None:
+    """The layer that timm's transformers take images apart with, of which nothing is changed in place; or None."""
+    from timm.layers import PatchEmbed
+
+    embedding = getattr(model, "patch_embed", None)
+    return embedding.proj if type(embedding) is PatchEmbed else None
 
 
 def _owner(model: nn.Module, live: Live) -> nn.Conv2d | nn.Linear | None:

@@ -102,7 +102,7 @@ class TapsAdaptation(Adaptation):
         for way in self.shortcuts:
             way.judge()
             if way.pull_back():
-                way.live.owner.requires_grad_(way.trusted is None)
+                way.module.weight.requires_grad_(way.trusted is None)
         self.turn += 1
 
     @torch.no_grad()

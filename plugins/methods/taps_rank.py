@@ -154,9 +154,9 @@ class RankAdaptation(Reparametrised):
 
     def begin_again(self) -> None:
         """Whole layers train again, from what they are."""
-        for way in (*self.shortcuts.values(), *self.biases):
+        for way in self.shortcuts.values():
             way.close()
-        self.fixed, self.units, self.always, self.shortcuts, self.biases = False, (), self.trained, {}, ()
+        self.fixed, self.units, self.always, self.shortcuts = False, (), self.trained, {}
         self._held = self._never
         owners = {tensor_of(name) for name in self.trained}
         for name, parameter in self.model.named_parameters():

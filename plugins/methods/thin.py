@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import prod
 from typing import cast
 
@@ -28,9 +29,11 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 Pair = tuple[Tensor, Tensor]  # (C_out, r) and (r, d), or their gradients
+Gradients = tuple[Tensor, ...]
 
 PLENTY = 128  # positions of a picture, or patches of one
 TURNS = ((0, 0), (1, 1), (0, 1), (1, 0))  # the first row and column of every other
+EVEN = 8  # products of so many rows, or multiples, take less time than those of fewer
 
 
 @dataclass(frozen=True)
@@ -50,30 +53,34 @@ class Tokens:
         return self.own + self.patches
 
 
+@dataclass(frozen=True)
+class Piece:
+    """The factors of a weight, or of some rows of one: ``up (C_out, r)`` and ``down (r, d)``."""
+
+    rows: slice
+    up: Tensor
+    down: Tensor
+
+
 class Seen(ABC):
     """What one call of a layer has seen: its inputs, and the gradients of its outputs."""
 
     @staticmethod
-    def of(
-        module: nn.Conv2d | nn.Linear, given: Tensor, gradient: Tensor, rows: slice, tokens: Tokens | None = None
-    ) -> Seen:
-        """What such a layer has seen, of those outputs that these rows of its weight make.
+    def of(module: nn.Conv2d | nn.Linear, given: Tensor, gradient: Tensor, tokens: Tokens | None = None) -> Seen:
+        """What such a layer has seen.
 
         Args:
             module: the layer.
             given: its inputs.
             gradient: of its outputs; products are in its dtype.
-            rows: of the weight.
             tokens: what a picture is, if it may lie in ``given`` as a sequence.
         """
         if isinstance(module, nn.Linear):
-            gradient = gradient[..., rows]
             if given.ndim == 4:
                 return Pictures(given.movedim(-1, 1), gradient.movedim(-1, 1))
             if given.ndim == 3 and tokens is not None and given.shape[1] == len(tokens):
                 return Sequences(given, gradient, tokens)
             return Rows(_joined(given), _joined(gradient))
-        gradient = gradient[:, rows]
         size, stride, padding = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding)
         if size == (1, 1) and padding == (0, 0):
             return Pictures(given[:, :, :: stride[0], :: stride[1]], gradient)
@@ -81,21 +88,22 @@ class Seen(ABC):
             return Rows(_patches(given, size), _as_rows(gradient))
         return Pictures(given, gradient, size, stride, padding, module.dilation)
 
-    def sample(self, turn: int) -> tuple[Seen, ...]:
-        """Where there is plenty, what is to be added up in its place; turn by turn, all positions are seen alike."""
-        return (self,)
+    def sample(self, turn: int) -> Seen:
+        """Where there is plenty, what is to stand for it; turn by turn, all positions are seen alike."""
+        return self
 
     @abstractmethod
-    def products(self, up: Tensor, down: Tensor) -> Pair:
-        """``dL/dU (C_out, r)`` and ``dL/dD (r, d)``, in the dtypes of ``U`` and ``D``."""
+    def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
+        """``dL/dU (C_out, r)`` and ``dL/dD (r, d)`` of each piece, in the dtypes of ``U`` and ``D``.
+
+        Args:
+            pieces: of the layer's weight.
+            bias: whether ``dL/db (C_out)`` of its rows is to come after those of each piece; only of linear layers.
+        """
 
     @abstractmethod
     def product(self, weight: Tensor) -> Tensor:
         """``dL/dW``, in the shape and dtype of ``W``."""
-
-    @abstractmethod
-    def total(self) -> Tensor:
-        """``dL/db (C_out)``."""
 
 
 @dataclass(frozen=True)
@@ -106,29 +114,53 @@ class Rows(Seen):
         given: inputs, ``(n, C_in)``.
         gradient: of the outputs, ``(n, C_out)``.
         times: what a row counts for.
+        beside: other rows, which count as well.
     """
 
     given: Tensor
     gradient: Tensor
     times: int = 1
+    beside: Rows | None = None
 
-    def products(self, up: Tensor, down: Tensor) -> Pair:
-        given, gradient = self.given.to(self.gradient.dtype), self.gradient
-        inner, thin = given @ down.to(given.dtype).T, gradient @ up.to(given.dtype)
-        of_up = (inner.T @ gradient).T  # the thin one first: it is the one that is copied
-        return self._counted(of_up, up), self._counted(thin.T @ given, down)
+    def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
+        """Pieces share the products with the inputs; a bias is a row of ones among them.
+
+        Thin factors have ``r`` rows, and zeros up to a multiple of ``EVEN``.
+        """
+        ranks = [len(piece.down) for piece in pieces]
+        rooms = [-(-(rank + bias) // EVEN) * EVEN for rank in ranks]
+        places = [slice(end - room, end) for room, end in zip(rooms, accumulate(rooms), strict=True)]
+        like = self.gradient
+        downs = like.new_zeros(sum(rooms), self.given.shape[1])
+        ups = [like.new_zeros(room, len(piece.up)) for room, piece in zip(rooms, pieces, strict=True)]
+        of_ups = [torch.zeros_like(up) for up in ups]
+        of_downs = torch.zeros_like(downs)
+        for piece, place, up, rank in zip(pieces, places, ups, ranks, strict=True):
+            downs[place][:rank] = piece.down
+            up[:rank] = piece.up.T
+        rows: Rows | None = self
+        while rows is not None:
+            given = rows.given.to(like.dtype)
+            inner, thin = downs @ given.T, like.new_empty(len(downs), len(given))
+            for piece, place, up, of_up, rank in zip(pieces, places, ups, of_ups, ranks, strict=True):
+                own = rows.gradient[:, piece.rows]
+                torch.mm(up, own.T, out=thin[place])
+                inner[place][rank:] = 1.0
+                of_up.addmm_(inner[place], own, alpha=rows.times)
+            of_downs.addmm_(thin, given, alpha=rows.times)
+            rows = rows.beside
+        found: list[Tensor] = []
+        for piece, place, of_up, rank in zip(pieces, places, of_ups, ranks, strict=True):
+            found += of_up[:rank].T.to(piece.up.dtype), of_downs[place][:rank].to(piece.down.dtype)
+            if bias:
+                found.append(of_up[rank].to(piece.up.dtype))
+        return tuple(found)
 
     def product(self, weight: Tensor) -> Tensor:
-        return self._counted(self.gradient.T @ self.given.to(self.gradient.dtype), weight)
-
-    def total(self) -> Tensor:
-        """As a product with ones, which reads memory twice as fast as a sum does on a CPU."""
-        return self.times * (self.gradient.new_ones(1, len(self.gradient)) @ self.gradient)[0]
-
-    def _counted(self, made: Tensor, like: Tensor) -> Tensor:
-        """What was just made, in the shape and dtype of ``like``."""
-        whole = made if self.times == 1 else made.mul_(self.times)
-        return whole.to(like.dtype).reshape(like.shape)
+        made = self.times * (self.gradient.T @ self.given.to(self.gradient.dtype)).to(weight.dtype).reshape(
+            weight.shape
+        )
+        return made if self.beside is None else made + self.beside.product(weight)
 
 
 @dataclass(frozen=True)
@@ -145,26 +177,22 @@ class Sequences(Seen):
     gradient: Tensor
     tokens: Tokens
 
-    def sample(self, turn: int) -> tuple[Seen, ...]:
-        """Every other token, each for two; then what the tokens of another kind lack or have too much of."""
+    def sample(self, turn: int) -> Seen:
+        """Every other token, each for two; beside them what the tokens of another kind lack or have too much of."""
         if self.tokens.patches < PLENTY:
-            return (self,)
-        first, own = turn % 2, self.tokens.own
-        rows = self._rows
-        half = Rows(rows.given[first::2], rows.gradient[first::2], times=2)
-        if not own:
-            return (half,)
-        lacking = _lacking(len(self.given), self.tokens, first, self.gradient.device, self.gradient.dtype)
-        return half, Rows(_joined(self.given[:, :own]), _joined(self.gradient[:, :own]) * lacking)
+            return self
+        first, own, rows = turn % 2, self.tokens.own, self._rows
+        beside = None
+        if own:
+            lacking = _lacking(len(self.given), self.tokens, first, self.gradient.device, self.gradient.dtype)
+            beside = Rows(_joined(self.given[:, :own]), _joined(self.gradient[:, :own]) * lacking)
+        return Rows(rows.given[first::2], rows.gradient[first::2], times=2, beside=beside)
 
-    def products(self, up: Tensor, down: Tensor) -> Pair:
-        return self._rows.products(up, down)
+    def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
+        return self._rows.products(pieces, bias)
 
     def product(self, weight: Tensor) -> Tensor:
         return self._rows.product(weight)
-
-    def total(self) -> Tensor:
-        return self._rows.total()
 
     @property
     def _rows(self) -> Rows:
@@ -192,9 +220,9 @@ class Pictures(Seen):
     dilation: tuple[int, ...] = (1, 1)
     times: int = 1
 
-    def sample(self, turn: int) -> tuple[Seen, ...]:
+    def sample(self, turn: int) -> Seen:
         """Every other row and column of the outputs, each position for four."""
-        return (self._quarter(TURNS[turn % len(TURNS)]),) if self._are_plenty else (self,)
+        return self._quarter(TURNS[turn % len(TURNS)]) if self._are_plenty else self
 
     @property
     def _are_plenty(self) -> bool:
@@ -216,13 +244,17 @@ class Pictures(Seen):
         given = functional.pad(self.given, edges)
         return Pictures(given, gradient, self.size, stride, dilation=self.dilation, times=4)
 
-    def products(self, up: Tensor, down: Tensor) -> Pair:
+    def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
         if self._are_rows:
-            return self._rows.products(up, down)
-        given, outputs = self.given.to(self.gradient.dtype), _as_rows(self.gradient)
+            return self._rows.products(pieces, bias)
+        return tuple(gradient for piece in pieces for gradient in self._products(piece))
+
+    def _products(self, piece: Piece) -> Pair:
+        gradient, up, down = self.gradient[:, piece.rows], piece.up, piece.down
+        given, outputs = self.given.to(gradient.dtype), _as_rows(gradient)
         kernel = down.to(given.dtype).reshape(len(down), -1, *self.size)
         inner = _as_rows(functional.conv2d(given, kernel, None, self.stride, self.padding, self.dilation))
-        thin = (outputs @ up.to(outputs.dtype)).reshape(len(self.gradient), *self.gradient.shape[2:], -1)
+        thin = (outputs @ up.to(outputs.dtype)).reshape(len(gradient), *gradient.shape[2:], -1)
         of_up = (inner.T @ outputs).T
         of_down = self._of_weight(kernel.shape, thin.movedim(-1, 1))
         return self.times * of_up.to(up.dtype), self.times * of_down.to(down.dtype).reshape(down.shape)
@@ -232,9 +264,6 @@ class Pictures(Seen):
             return self._rows.product(weight)
         made = self._of_weight((len(weight), self.given.shape[1], *self.size), self.gradient)
         return self.times * made.to(weight.dtype).reshape(weight.shape)
-
-    def total(self) -> Tensor:
-        return self.times * self._rows.total()
 
     @property
     def _are_rows(self) -> bool:
