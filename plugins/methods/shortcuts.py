@@ -2,9 +2,9 @@
 
 A layer's backward pass makes ``G = dL/dW``, which costs what the forward pass costs. With ``W = W0 + U D`` it is only
 needed for ``dL/dU = G D^T`` and ``dL/dD = U^T G``, and these follow from the layer's inputs and the gradients of its
-outputs by products of the rank's width. Where the weight trains as it is, every fourth position of large pictures tells
-much the same. Biases of linear layers have their sum over all of them, in half of autograd's time on a CPU. The
-forward pass stays the model's own, with ``W`` in its place.
+outputs by products of the rank's width; the gradient of a bias beside them comes with these. Where the weight trains as
+it is, every fourth position of large feature maps tells much the same. The forward pass stays the model's own, with
+``W`` in its place.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -259,7 +260,7 @@ def _patch_embedding(model: nn.Module) -> nn.Module | None:
     """The layer that timm's transformers take images apart with, of which nothing is changed in place; or None."""
     from timm.layers import PatchEmbed
 
-    embedding = getattr(model, "patch_embed", None)
+    embedding: Any = getattr(model, "patch_embed", None)
     return embedding.proj if type(embedding) is PatchEmbed else None
 
 
