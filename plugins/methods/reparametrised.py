@@ -100,7 +100,7 @@ class Reparametrised(Adaptation):
         settings: what the method was told.
 
     Attributes:
-        thrifty: whether a part of large pictures' positions, or of patches, has to do for the gradients of factors.
+        thrifty: whether gradients of factors use a sample of large feature maps' positions, or of patches.
     """
 
     thrifty: ClassVar[bool] = False

@@ -4,10 +4,10 @@ With inputs ``x``, gradients ``g`` of the outputs, and ``W = W0 + U D``, summed 
 
     dL/dW = sum g x^T      dL/dU = sum g (D x)^T      dL/dD = sum (U^T g) x^T      dL/db = sum g
 
-In large pictures, neighbouring positions tell much the same, and every other row and column of them is a quarter of the
-work. With 16 of 64 positions, in the first stages of the benchmark's ResNet and DenseNet, 10 % of the storage gave
-0.4 +- 0.2 points less with thin factors and 0.3 +- 0.2 with whole weights, and 1 % 0.3 +- 0.4. A large picture has
-twice as many at least.
+In large feature maps, neighbouring positions are redundant, and every other row and column is a quarter of the work.
+With 16 of 64 positions, in the first stages of the benchmark's ResNet and DenseNet, 10 % of the storage gave 0.4 +- 0.2
+points less with low-rank factors and 0.3 +- 0.2 with whole weights, and 1 % 0.3 +- 0.4. A large map has twice as many
+at least.
 
 Of a transformer's patches, every other is taken: as rows of a matrix they need no copy. With 32 of 64 patches, 10 % of
 the storage gave 0.3 +- 0.6 points less, with 16 of them 2.0 +- 0.6; with 51 of 256, 1.5 +- 0.6 less than with 128.
@@ -31,14 +31,14 @@ from torch.nn.grad import conv2d_weight
 Pair = tuple[Tensor, Tensor]  # (C_out, r) and (r, d), or their gradients
 Gradients = tuple[Tensor, ...]
 
-PLENTY = 128  # positions of a picture, or patches of one
+PLENTY = 128  # positions of a feature map, or patches of an image
 TURNS = ((0, 0), (1, 1), (0, 1), (1, 0))  # the first row and column of every other
 EVEN = 8  # products of so many rows, or multiples, take less time than those of fewer
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a transformer makes of a picture: some tokens of another kind first, such as the class's, then patches."""
+    """What a transformer makes of an image: some tokens of another kind first, such as the class's, then patches."""
 
     own: int
     patches: int
@@ -73,20 +73,20 @@ class Seen(ABC):
             module: the layer.
             given: its inputs.
             gradient: of its outputs; products are in its dtype.
-            tokens: what a picture is, if it may lie in ``given`` as a sequence.
+            tokens: what an image is, if it may lie in ``given`` as a sequence.
         """
         if isinstance(module, nn.Linear):
             if given.ndim == 4:
-                return Pictures(given.movedim(-1, 1), gradient.movedim(-1, 1))
+                return FeatureMaps(given.movedim(-1, 1), gradient.movedim(-1, 1))
             if given.ndim == 3 and tokens is not None and given.shape[1] == len(tokens):
                 return Sequences(given, gradient, tokens)
             return Rows(_joined(given), _joined(gradient))
         size, stride, padding = module.kernel_size, module.stride, cast(tuple[int, ...], module.padding)
         if size == (1, 1) and padding == (0, 0):
-            return Pictures(given[:, :, :: stride[0], :: stride[1]], gradient)
+            return FeatureMaps(given[:, :, :: stride[0], :: stride[1]], gradient)
         if size == stride and padding == (0, 0) and module.dilation == (1, 1):
             return Rows(_patches(given, size), _as_rows(gradient))
-        return Pictures(given, gradient, size, stride, padding, module.dilation)
+        return FeatureMaps(given, gradient, size, stride, padding, module.dilation)
 
     def sample(self, turn: int) -> Seen:
         """Where there is plenty, what is to stand for it; turn by turn, all positions are seen alike."""
@@ -165,12 +165,12 @@ class Rows(Seen):
 
 @dataclass(frozen=True)
 class Sequences(Seen):
-    """Pictures that lie in memory as sequences of tokens.
+    """Images that lie in memory as sequences of tokens.
 
     Attributes:
         given: inputs, ``(N, T, C_in)``.
         gradient: of the outputs, ``(N, T, C_out)``.
-        tokens: what the ``T`` of a picture are.
+        tokens: what the ``T`` of an image are.
     """
 
     given: Tensor
@@ -200,8 +200,8 @@ class Sequences(Seen):
 
 
 @dataclass(frozen=True)
-class Pictures(Seen):
-    """Pictures in which a layer has moved its filters; those of a linear layer are of 1x1.
+class FeatureMaps(Seen):
+    """Feature maps over which a layer has moved its filters; those of a linear layer are of 1x1.
 
     Where filters are of 1x1, products of matrices with positions as rows take less time than convolutions.
 
@@ -242,7 +242,7 @@ class Pictures(Seen):
             edges += before, reach - before - self.given.shape[2 + axis]
         stride = (2 * self.stride[0], 2 * self.stride[1])
         given = functional.pad(self.given, edges)
-        return Pictures(given, gradient, self.size, stride, dilation=self.dilation, times=4)
+        return FeatureMaps(given, gradient, self.size, stride, dilation=self.dilation, times=4)
 
     def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
         if self._are_rows:
@@ -282,15 +282,15 @@ class Pictures(Seen):
 
 
 @lru_cache(maxsize=8)
-def _lacking(pictures: int, tokens: Tokens, first: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _lacking(images: int, tokens: Tokens, first: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """How often each token that is no patch is still to be counted when every other of all has been taken for two.
 
     Returns:
-        ``(pictures * own, 1)``.
+        ``(images * own, 1)``.
     """
-    lacking = torch.ones(pictures * len(tokens), device=device, dtype=dtype)
+    lacking = torch.ones(images * len(tokens), device=device, dtype=dtype)
     lacking[first::2] = -1
-    return lacking.reshape(pictures, -1)[:, : tokens.own].reshape(-1, 1)
+    return lacking.reshape(images, -1)[:, : tokens.own].reshape(-1, 1)
 
 
 def _joined(sequences: Tensor) -> Tensor:
@@ -298,18 +298,18 @@ def _joined(sequences: Tensor) -> Tensor:
     return sequences.reshape(-1, sequences.shape[-1])
 
 
-def _patches(pictures: Tensor, size: tuple[int, ...]) -> Tensor:
+def _patches(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """What filters see that lie side by side, ``(N h w, C_in kh kw)``: neighbours share no pixel."""
-    (kh, kw), (count, channels) = size, pictures.shape[:2]
-    h, w = pictures.shape[2] // kh, pictures.shape[3] // kw
-    whole = pictures[:, :, : h * kh, : w * kw].reshape(count, channels, h, kh, w, kw)
+    (kh, kw), (count, channels) = size, maps.shape[:2]
+    h, w = maps.shape[2] // kh, maps.shape[3] // kw
+    whole = maps[:, :, : h * kh, : w * kw].reshape(count, channels, h, kh, w, kw)
     return whole.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(1)
 
 
-def _every_other(pictures: Tensor, offsets: tuple[int, int]) -> Tensor:
-    return pictures[:, :, offsets[0] :: 2, offsets[1] :: 2].contiguous(memory_format=torch.channels_last)
+def _every_other(maps: Tensor, offsets: tuple[int, int]) -> Tensor:
+    return maps[:, :, offsets[0] :: 2, offsets[1] :: 2].contiguous(memory_format=torch.channels_last)
 
 
-def _as_rows(pictures: Tensor) -> Tensor:
-    """Positions before channels, ``(N H W, C)``; as pictures lie in memory, without a copy."""
-    return _joined(pictures.movedim(1, -1))
+def _as_rows(maps: Tensor) -> Tensor:
+    """Positions before channels, ``(N H W, C)``; as maps lie in memory, without a copy."""
+    return _joined(maps.movedim(1, -1))
