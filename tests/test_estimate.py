@@ -378,7 +378,7 @@ def test_a_dry_run_says_what_the_budget_would_refuse_and_still_says_the_cost(
     assert code == 0
     assert "at least" in out
     assert "The budget of the registry is exceeded by " in err
-    assert "'cars' needs at least 195: " in err
+    assert "and 'cars' needs at least 195. " in err
 
 
 @pytest.mark.parametrize(
