@@ -116,14 +116,14 @@ PICTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_four_quarters_of_large_pictures_tell_what_all_positions_do(case: str) -> None:
     make, shape = PICTURES[case]
     torch.manual_seed(0)
-    model, x, turns = Around(make()), torch.randn(shape), iter(range(5, 10))
+    model, x, turns = Around(make()), torch.randn(shape), iter(range(5, 11))
     way, pair, base = with_factors(model, "layer.weight", 2, lambda: next(turns))
     assert way is not None
     model(x).backward()
     way.judge()
     assert way.trusted, "it is judged by all positions"
     quarters = []
-    for turn in range(4):
+    for turn in range(5):
         for factor in pair:
             factor.grad = None
         if turn:
@@ -132,7 +132,7 @@ def test_four_quarters_of_large_pictures_tell_what_all_positions_do(case: str) -
         quarters.append([factor.grad for factor in pair])
     gradients = wanted(model, "layer.weight", base, pair, x)
     for found, gradient in zip(zip(*quarters, strict=True), gradients, strict=True):
-        torch.testing.assert_close(sum(found) / 4, gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sum(found) / 5, gradient, rtol=1e-4, atol=1e-5)
         assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in found), "one alone is not all"
 
 
@@ -297,7 +297,7 @@ def test_a_bias_has_its_gradient_beside_those_of_the_factors(shape: tuple[int, .
         torch.testing.assert_close(gradients, wanted)
 
 
-@pytest.mark.parametrize(("shape", "turns"), [((2, 11, 12, 16), 4), ((3, 144, 16), 2)], ids=["a map", "tokens"])
+@pytest.mark.parametrize(("shape", "turns"), [((2, 11, 12, 16), 5), ((3, 144, 16), 2)], ids=["a map", "tokens"])
 def test_samples_count_for_all_positions(shape: tuple[int, ...], turns: int) -> None:
     layer, chance = nn.Linear(16, 24), torch.Generator().manual_seed(0)
     x, gradient = torch.randn(shape, generator=chance), torch.randn((*shape[:-1], 24), generator=chance)
@@ -431,13 +431,13 @@ def of_all_positions(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 def test_four_quarters_tell_the_gradient_of_a_weight(case: str) -> None:
     make, shape = PICTURES[case]
     torch.manual_seed(0)
-    model, x, turns = Around(make()), torch.randn(shape), iter(range(6, 10))
+    model, x, turns = Around(make()), torch.randn(shape), iter(range(6, 11))
     weight = model.layer.weight
     gradient, before = of_all_positions(model, x)
     way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: next(turns))
     assert way is not None
     quarters = []
-    for _ in range(4):
+    for _ in range(5):
         model.zero_grad()
         model(x).backward()
         way.judge()
@@ -446,7 +446,7 @@ def test_four_quarters_tell_the_gradient_of_a_weight(case: str) -> None:
         weight.requires_grad_(False)
         quarters.append(weight.grad)
         torch.testing.assert_close(model.scale.grad, before)
-    torch.testing.assert_close(sum(quarters) / 4, gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sum(quarters) / 5, gradient, rtol=1e-4, atol=1e-5)
     assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in quarters), "one alone is not all"
 
 

@@ -34,6 +34,7 @@ class Options:
     warmup: int
     quick: bool
     clock: str = "wall"
+    methods: tuple[str, ...] = SPENDERS
 
     def now(self) -> float:
         """Seconds, by the clock that training is measured with."""

@@ -58,11 +58,11 @@ def memory(options: Options) -> Iterator[Ratio]:
     given += ["--pixels", str(options.pixels), *(["--compile"] if options.compile else [])]
     for model in options.models:
         peaks = {}
-        for contender in ("full", *SPENDERS, "composed"):
+        for contender in ("full", *options.methods, "composed"):
             command = [sys.executable, "-m", "benchmarks.speed.run", *given, "--child", f"{model}/{contender}"]
             peaks[contender] = statistics.median(_bytes(command) for _ in range(1 if options.quick else 3))
         note = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
         what = f"{model}: peak memory of %s / of full"
-        for method in SPENDERS:
+        for method in options.methods:
             yield exactly("memory", what % method, peaks[method] / peaks["full"], target=1.35, note=note)
         yield exactly("memory", what % "W0 + I*D", peaks["composed"] / peaks["full"])

@@ -21,7 +21,7 @@ import click
 
 from ..conditions import conditions, write
 from .files import files
-from .jobs import Options
+from .jobs import SPENDERS, Options
 from .loading import loading, start
 from .memory import memory, peak
 from .ratios import Ratio
@@ -44,6 +44,7 @@ MEASURES: dict[str, Callable[[Options], Iterator[Ratio]]] = {
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile for every contender.")
 @click.option("--model", "models", multiple=True, help="Default: resnet50 and vit_small_patch16_224.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(SPENDERS), help="Of those that spend a budget.")
 @click.option("--batch", default=16, show_default=True)
 @click.option("--pixels", default=224, show_default=True)
 @click.option("--pairs", default=15, show_default=True, help="Of steps; of whole runs at most 5.")
@@ -63,6 +64,7 @@ def main(
     precision: str,
     compiled: bool,
     models: tuple[str, ...],
+    methods: tuple[str, ...],
     batch: int,
     pixels: int,
     pairs: int,
@@ -83,6 +85,7 @@ def main(
         warmup=2 if quick else 3,
         quick=quick,
         clock=clock,
+        methods=methods or SPENDERS,
     )
     if child:
         return click.echo(json.dumps(peak(options, *child.split("/"))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .contenders import Composed, Steps
-from .jobs import SPENDERS, Options
+from .jobs import Options
 from .ratios import Ratio, in_turns, summed_up
 
 
@@ -29,7 +29,7 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
     floor.warm_up()
     ratios = in_turns(floor, full, options.pairs)
     yield summed_up("steps", what % "norm-only: no weight has a gradient", ratios)
-    for method in SPENDERS:
+    for method in options.methods:
         spender = Steps(options, model, method)
         spender.warm_up()
         ratios = in_turns(spender, full, options.pairs)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .jobs import BUDGET, SPENDERS, Options, noisy_images
+from .jobs import BUDGET, Options, noisy_images
 from .ratios import Ratio, in_turns, summed_up
 
 
@@ -45,7 +45,7 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
             registry.gc()
             return seconds
 
-        for method in SPENDERS:
+        for method in options.methods:
 
             def spend(method: str = method) -> float:
                 return run(method=method, budget=BUDGET)

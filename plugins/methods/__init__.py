@@ -315,6 +315,10 @@ class Adaptation:
         values = {name: tensors[name].detach().cpu().clone() for name in stored}
         return Delta(values, self.layer_states(), self.factors())
 
+    def kept(self) -> frozenset[str]:
+        """Names of the model's tensors that checkpoints keep: all that train, but those that others give back."""
+        return self.trained
+
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the model and the optimisers: tensors, numbers, strings, lists, dicts."""
         return {}

@@ -218,6 +218,10 @@ class Reparametrised(Adaptation):
         made = super().delta()
         return Delta(made.tensors, made.layers, self.factors())
 
+    def kept(self) -> frozenset[str]:
+        """Weights follow from their factors, which are in ``state_dict``."""
+        return self.always
+
     def state_dict(self) -> dict[str, Any]:
         factors = {unit.live.name: {n: p.detach() for n, p in unit.factors.items()} for unit in self.units}
         return {"factors": factors, "turn": self.turn}

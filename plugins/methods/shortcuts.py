@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..architectures.pieces import tensor_of
 from . import Live
-from .thin import Gradients, Pair, Piece, Seen, Tokens
+from .thin import Gradients, Pair, Piece, Seen, Tokens, sums_to_zero
 
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
@@ -41,12 +41,14 @@ class Shortcut(ABC):
     Attributes:
         trusted: whether the weight needs no gradient of autograd any more; None on trial.
         thinned: whether a sample of the positions had to do.
+        balanced: whether gradients of the outputs sum to zero, as they do before batch norm; found out on trial.
     """
 
     def __init__(self, module: nn.Conv2d | nn.Linear, turn: Turn | None = None, tokens: Tokens | None = None) -> None:
         self.module = module
         self.trusted: bool | None = None
         self.thinned = False
+        self.balanced = True
         self.turn = turn
         self.tokens = tokens
         self.found: Gradients | None = None
@@ -84,8 +86,10 @@ class Shortcut(ABC):
 
     @torch.no_grad()
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
+        if self.trusted is None:
+            self.balanced &= sums_to_zero(gradient, 1 if isinstance(self.module, nn.Conv2d) else -1)
         seen = Seen.of(self.module, given, gradient, self.tokens)
-        part = seen if self.turn is None else seen.sample(self.turn())
+        part = seen if self.turn is None else seen.sample(self.turn(), self.balanced)
         self.thinned |= part is not seen
         made = self._of(part)
         self.found = _sum(self.found, made)

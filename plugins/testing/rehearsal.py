@@ -85,7 +85,7 @@ class Rehearsal:
         """What the loop keeps of a run."""
         tensors = Pieces(self.model.state_dict())
         state = {
-            "model": {name: tensors[name] for name in sorted(self.adaptation.trained)},
+            "model": {name: tensors[name] for name in sorted(self.adaptation.kept())},
             "adaptation": self.adaptation.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scores": self.score_optimiser.state_dict() if self.score_optimiser else None,

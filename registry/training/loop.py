@@ -26,7 +26,7 @@ from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step
 
 CHECKPOINT = "checkpoint.safetensors"
-LAYOUT = 8  # of checkpoints; rises when training could not go on, or not the same, from one of before
+LAYOUT = 9  # of checkpoints; rises when training could not go on, or not the same, from one of before
 
 
 class Trainer:
@@ -213,7 +213,7 @@ class Trainer:
             "layout": LAYOUT,
             "epoch": epoch + 1,
             "trained_under": self.settings.trained_under(),
-            "model": {name: tensors[name] for name in sorted(self.adaptation.trained)},
+            "model": {name: tensors[name] for name in sorted(self.adaptation.kept())},
             "adaptation": self.adaptation.state_dict(),
             "optimisation": self.optimisation.state_dict(),
             "best": asdict(self.best) if self.best else None,
