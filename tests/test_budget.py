@@ -132,6 +132,18 @@ def test_a_trained_result_over_budget_is_kept_until_the_budget_is_raised_as_the_
     assert (use.used_bytes, use.used_params) == (task.bytes, task.params.total)
 
 
+def test_a_resumed_run_trains_nothing_that_no_budget_has_room_for(registry: Registry, add: Add, trained: Task) -> None:
+    registry.set_budget(max_params=trained.params.total - 1)
+    with pytest.raises(BudgetError):
+        add("late")
+    registry.set_budget(max_params=LEAST["max_params"] - 1)
+    progress = Epochs()
+    with pytest.raises(BudgetError, match="'late' needs at least"):
+        registry.resume_task("late", epochs=2, progress=progress)
+    assert progress.seen == []
+    assert registry.runs("late")[0].state == "over-budget"
+
+
 def test_a_result_over_a_budget_of_bytes_fits_in_half_as_many_without_training_again(
     registry: Registry, add: Add, trained: Task
 ) -> None:

@@ -29,10 +29,10 @@ from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steerin
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_rank import FAST, SLOW, RankAdaptation, TapsRank
 from taps_registry.plugins.testing.home import Listener
+from taps_registry.registry.amounts import parse
 from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
 from taps_registry.registry.store.packed import open_packed
-from taps_registry.registry.training.budget import parse
 from taps_registry.registry.training.progress import EpochResult, Progress
 from taps_registry.registry.training.settings import TaskSettings
 

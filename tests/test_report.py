@@ -42,7 +42,6 @@ from taps_registry.registry.reporting.scales import linear, logarithmic
 from taps_registry.registry.reporting.scatter import scatter
 from taps_registry.registry.reporting.shares import share_text
 from taps_registry.registry.training import checkpoint
-from taps_registry.registry.training.budget import parse
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
@@ -290,14 +289,20 @@ def test_a_layer_that_is_not_stored_has_no_hatch_and_the_legend_has_what_appears
     assert legend["stored1"] == "stored, less than 1 % of its bytes"
 
 
-@pytest.mark.parametrize("text", ["1%", "0.5%", "2MB", "300kB", "1MiB", "500k", "5%,2MB", "5%, 7B,30"])
-def test_a_budget_means_the_same_as_it_does_for_training(text: str) -> None:
-    parts = parse(text)
-    limits = task_limits(text, 1000)
-    units = ["%" if not one.whole else "bytes" if one.in_bytes else "parameters" for one in limits]
-    assert units == [part.unit for part in parts]
-    amounts = [one.amount / 4000 if not one.whole else one.amount for one in limits]
-    assert amounts == pytest.approx([part.value for part in parts])
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("0.5%", [(20, True, False)]),
+        ("300kB", [(300_000, True, True)]),
+        ("1MiB", [(2**20, True, True)]),
+        ("500k", [(500_000, False, True)]),
+        ("5%, 7B,30", [(200, True, False), (7, True, True), (30, False, True)]),
+    ],
+)
+def test_a_percentage_is_of_the_base_in_float32(text: str, limits: list[tuple[float, bool, bool]]) -> None:
+    found = task_limits(text, 1000)
+    assert [(round(one.amount, 6), one.in_bytes, one.whole) for one in found] == limits
+    assert [one.text for one in found] == [part.strip() for part in text.split(",")]
 
 
 def test_no_budget_and_one_of_another_version_is_no_limit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from itertools import count
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.methods import Method, MethodSettings, live_tensors
+from taps_registry.plugins.methods import Method, MethodSettings, live_tensors, shortcuts
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.reparametrised import Reparametrised
@@ -109,30 +110,38 @@ PICTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "3x3, dilated": (lambda: nn.Conv2d(16, 24, 3, dilation=2, padding=2), (2, 16, 12, 12)),
     "5x3, uneven": (lambda: nn.Conv2d(16, 24, (5, 3), stride=(1, 2), padding=(2, 0)), (2, 16, 12, 25)),
     "7x7, strided": (lambda: nn.Conv2d(8, 24, 7, stride=2, padding=3), (2, 8, 25, 24)),
+    "1x1, as wide as steps are far": (lambda: nn.Conv2d(24, 32, 1), (2, 24, 11, 15)),
+    "3x3, as wide as steps are far": (lambda: nn.Conv2d(16, 24, 3, padding=1), (3, 16, 15, 10)),
 }
 
 
+def turns_of(layer: nn.Module, x: Tensor) -> int:
+    """After how many turns all positions have been seen: steps of five would see but few columns of some widths."""
+    width = layer(x).shape[-2 if isinstance(layer, nn.Linear) else -1]
+    return 5 if width % 5 else 7
+
+
 @pytest.mark.parametrize("case", PICTURES)
-def test_four_quarters_of_large_pictures_tell_what_all_positions_do(case: str) -> None:
+def test_all_turns_of_large_pictures_tell_what_all_positions_do(case: str) -> None:
     make, shape = PICTURES[case]
     torch.manual_seed(0)
-    model, x, turns = Around(make()), torch.randn(shape), iter(range(5, 11))
+    model, x, turns = Around(make()), torch.randn(shape), count(5)
     way, pair, base = with_factors(model, "layer.weight", 2, lambda: next(turns))
     assert way is not None
     model(x).backward()
     way.judge()
     assert way.trusted, "it is judged by all positions"
-    quarters = []
-    for turn in range(5):
+    samples = []
+    for turn in range(turns_of(model.layer, x)):
         for factor in pair:
             factor.grad = None
         if turn:
             model(x).backward()
         assert way.pull_back()
-        quarters.append([factor.grad for factor in pair])
+        samples.append([factor.grad for factor in pair])
     gradients = wanted(model, "layer.weight", base, pair, x)
-    for found, gradient in zip(zip(*quarters, strict=True), gradients, strict=True):
-        torch.testing.assert_close(sum(found) / 5, gradient, rtol=1e-4, atol=1e-5)
+    for found, gradient in zip(zip(*samples, strict=True), gradients, strict=True):
+        torch.testing.assert_close(sum(found) / len(found), gradient, rtol=1e-4, atol=1e-5)
         assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in found), "one alone is not all"
 
 
@@ -428,26 +437,77 @@ def of_all_positions(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("case", PICTURES)
-def test_four_quarters_tell_the_gradient_of_a_weight(case: str) -> None:
+def test_all_turns_tell_the_gradient_of_a_weight(case: str) -> None:
     make, shape = PICTURES[case]
     torch.manual_seed(0)
-    model, x, turns = Around(make()), torch.randn(shape), iter(range(6, 11))
+    model, x, turns = Around(make()), torch.randn(shape), count(6)
     weight = model.layer.weight
     gradient, before = of_all_positions(model, x)
     way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: next(turns))
     assert way is not None
-    quarters = []
-    for _ in range(5):
+    samples = []
+    for _ in range(turns_of(model.layer, x)):
         model.zero_grad()
         model(x).backward()
         way.judge()
         assert way.trusted, "it is judged by all positions"
         assert way.pull_back()
         weight.requires_grad_(False)
-        quarters.append(weight.grad)
+        samples.append(weight.grad)
         torch.testing.assert_close(model.scale.grad, before)
-    torch.testing.assert_close(sum(quarters) / 5, gradient, rtol=1e-4, atol=1e-5)
-    assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in quarters), "one alone is not all"
+    torch.testing.assert_close(sum(samples) / len(samples), gradient, rtol=1e-4, atol=1e-5)
+    assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in samples), "one alone is not all"
+
+
+class Normed(Around):
+    """A layer whose outputs are normalised, of inputs far from zero."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.norm = nn.BatchNorm2d(24)
+        self.head = nn.Conv2d(24, 24, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(10 + self.scale * x))).square().mean()
+
+
+@pytest.mark.parametrize("kind", ["factors", "weight"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_before_batch_norm_samples_are_centred(monkeypatch: pytest.MonkeyPatch, size: int, kind: str) -> None:
+    """Gradients of all positions sum to zero there, those of a sample do not."""
+
+    def off(training: bool, centred: bool) -> float:
+        """How far five turns are from all positions, on average, against the size of the gradient."""
+        torch.manual_seed(0)
+        model, x = Normed(nn.Conv2d(16, 24, size, padding=size // 2, bias=False)), torch.randn(4, 16, 14, 14)
+        model.norm.train(training)
+        model.norm.momentum = 0.0
+        turns = count()
+        if kind == "factors":
+            way, pair, base = with_factors(model, "layer.weight", 2, lambda: next(turns))
+        else:
+            way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: next(turns))
+        assert way is not None
+        found = []
+        for _ in range(5):
+            model.zero_grad()
+            model(x).backward()
+            way.judge()
+            assert way.trusted
+            assert way.balanced is centred
+            found.append(torch.cat([one.flatten() for one in way.found]))
+            way.found = None
+        way.close()
+        whole = of_all_positions(model, x)[0]
+        gradients = wanted(model, "layer.weight", base, pair, x) if kind == "factors" else (whole,)
+        exact = torch.cat([gradient.flatten() for gradient in gradients])
+        assert float((torch.stack(found).mean(0) - exact).norm() / exact.norm()) < (0.1 if centred else 1e-3)
+        return sum(float((one - exact).norm() / exact.norm()) for one in found) / 5
+
+    closer = off(training=True, centred=True)
+    off(training=False, centred=False)
+    monkeypatch.setattr(shortcuts, "sums_to_zero", lambda gradient, channels: False)
+    assert closer < 0.7 * off(training=True, centred=False)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import Layer
-from . import PENALTIES, MethodSettings, Stored
+from . import PENALTIES, Adaptation, MethodSettings, Stored
 from .steering import Steering
 
 INITIAL_SCORE = 0.15  # above the paper's threshold of 0.1: every gate starts open
@@ -93,6 +93,32 @@ class Scores:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if "values" in state:  # else the run had limits before
             self.values.copy_(state["values"])
+
+
+class Gated(Adaptation):
+    """An adaptation whose gates are judged while it trains.
+
+    Attributes:
+        scores: who judges.
+    """
+
+    scores: Scores | Steering
+
+    def start_epoch(self, epoch: int) -> None:
+        self.scores.start_epoch(epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        if epoch + 1 == self.settings.epochs:
+            self.start_step(1.0)  # a run of so few steps that gates were not fixed yet
+
+    def settled(self, epoch: int) -> bool:
+        return self.scores.settled(epoch)
+
+    def score_groups(self) -> list[dict[str, Any]]:
+        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
+
+    def penalty(self) -> float:
+        return self.scores.penalty()
 
 
 def judge(

@@ -1,9 +1,9 @@
-"""Gradients without the gradient of the weight, and of the weight itself from a quarter of what its layer has seen.
+"""Gradients without the gradient of the weight, and of the weight itself from a fifth of what its layer has seen.
 
 A layer's backward pass makes ``G = dL/dW``, which costs what the forward pass costs. With ``W = W0 + U D`` it is only
 needed for ``dL/dU = G D^T`` and ``dL/dD = U^T G``, and these follow from the layer's inputs and the gradients of its
 outputs by products of the rank's width; the gradient of a bias beside them comes with these. Where the weight trains as
-it is, every fourth position of large feature maps tells much the same. The forward pass stays the model's own, with
+it is, every fifth position of large feature maps tells much the same. The forward pass stays the model's own, with
 ``W`` in its place.
 """
 
@@ -206,7 +206,7 @@ def _size(gradients: Gradients) -> Tensor:
 
 
 class OfWeight(Shortcut):
-    """The gradient of a whole weight, from a quarter of the positions of large feature maps."""
+    """The gradient of a whole weight, from a fifth of the positions of large feature maps."""
 
     def _of(self, seen: Seen) -> Gradients:
         return (seen.product(self.module.weight),)

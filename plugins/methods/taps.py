@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..architectures import Layer, Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Live, Method, MethodSettings, Stored, head_and_norms, live_tensors
-from .gating import gate_groups, judge
+from .gating import Gated, gate_groups, judge
 from .shortcuts import OfWeight, gradients_are_averaged, of_weight
 
 
@@ -78,7 +78,7 @@ class Gate:
         self.parked = {}
 
 
-class TapsAdaptation(Adaptation):
+class TapsAdaptation(Gated):
     """Trains the gated layers and their scores, the norms as told, and the head."""
 
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
@@ -98,7 +98,7 @@ class TapsAdaptation(Adaptation):
         self._settle()
 
     def after_backward(self) -> None:
-        """Take the gradients that a quarter of the positions gave; those weights need none of their own any more."""
+        """Take the gradients that a fifth of the positions gave; those weights need none of their own any more."""
         for way in self.shortcuts:
             way.judge()
             if way.pull_back():
@@ -147,9 +147,6 @@ class TapsAdaptation(Adaptation):
         for gate in self.gates:
             self._set_mode(gate)
 
-    def start_epoch(self, epoch: int) -> None:
-        self.scores.start_epoch(epoch)
-
     @torch.no_grad()
     def start_step(self, done: float) -> bool:
         closed = self.scores.start_step(done)
@@ -189,13 +186,6 @@ class TapsAdaptation(Adaptation):
                     live.owner.requires_grad_(True)
         self._settle()
 
-    def end_epoch(self, epoch: int) -> None:
-        if epoch + 1 == self.settings.epochs:
-            self.start_step(1.0)  # a run of so few steps that gates were not fixed yet
-
-    def settled(self, epoch: int) -> bool:
-        return self.scores.settled(epoch)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gated layers decay towards the base instead of towards zero."""
         gated = {id(live.owner): live.owner for gate in self.gates for live in gate.trainable()}
@@ -204,12 +194,6 @@ class TapsAdaptation(Adaptation):
             for group in super().parameter_groups()
         ]
         return [{"params": list(gated.values()), "weight_decay": 0.0}, *others]
-
-    def score_groups(self) -> list[dict[str, Any]]:
-        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
-
-    def penalty(self) -> float:
-        return self.scores.penalty()
 
     def layer_states(self) -> tuple[LayerState, ...]:
         opened = {layer.name: gate.open for gate in self.gates for layer in gate.layers}

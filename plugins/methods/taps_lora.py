@@ -15,12 +15,12 @@ from torch import nn
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Method, MethodSettings, Stored, head_and_norms, no_gated_norms
-from .gating import gate_groups, judge
+from .gating import Gated, gate_groups, judge
 from .lora import low_rank_units
 from .reparametrised import Reparametrised, Unit, stored
 
 
-class TapsLoraAdaptation(Reparametrised):
+class TapsLoraAdaptation(Gated, Reparametrised):
     """Trains factors and the scores of their gates; a closed layer computes with the base's own weight."""
 
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
@@ -55,9 +55,6 @@ class TapsLoraAdaptation(Reparametrised):
             for unit in (unit for unit in units if not opened):
                 unit.live.value.copy_(unit.live.base)
 
-    def start_epoch(self, epoch: int) -> None:
-        self.scores.start_epoch(epoch)
-
     def start_step(self, done: float) -> bool:
         """Gates change what is computed, not which of the model's parameters require gradients."""
         if self.scores.start_step(done):
@@ -66,19 +63,6 @@ class TapsLoraAdaptation(Reparametrised):
 
     def begin_again(self) -> None:
         self.scores.begin_again()
-
-    def end_epoch(self, epoch: int) -> None:
-        if epoch + 1 == self.settings.epochs:
-            self.start_step(1.0)  # a run of so few steps that gates were not fixed yet
-
-    def settled(self, epoch: int) -> bool:
-        return self.scores.settled(epoch)
-
-    def score_groups(self) -> list[dict[str, Any]]:
-        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
-
-    def penalty(self) -> float:
-        return self.scores.penalty()
 
     def active(self) -> Iterable[Unit]:
         return [

@@ -33,7 +33,7 @@ Gradients = tuple[Tensor, ...]
 PLENTY = 128  # positions of a feature map, or patches of an image
 STEPS = 5, 7  # from one position of a sample to the next; the second where the first would always meet the same columns
 BALANCED = 1e-3  # the most that the square of a sum may be of the sum of squares, to be a sum of zero
-EVEN = 8  # products of so many rows, or multiples, take less time than those of fewer
+NARROWEST, EVEN = 16, 8  # products of so many columns and multiples of these take less time than those of fewer
 
 
 @dataclass(frozen=True)
@@ -130,45 +130,42 @@ class Rows(Seen):
     def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
         """Pieces share the products with the inputs; a bias is a row of ones among them.
 
-        Thin factors have ``r`` rows, and zeros up to a multiple of ``EVEN``.
+        Thin factors have ``r`` columns, and zeros up to ``NARROWEST`` or a multiple of ``EVEN``.
         """
         ranks = [len(piece.down) for piece in pieces]
-        rooms = [-(-(rank + bias) // EVEN) * EVEN for rank in ranks]
+        rooms = [max(NARROWEST, -(-(rank + bias) // EVEN) * EVEN) for rank in ranks]
         places = [slice(end - room, end) for room, end in zip(rooms, accumulate(rooms), strict=True)]
         like = self.gradient
         downs = like.new_zeros(sum(rooms), self.given.shape[1])
-        ups = [like.new_zeros(room, len(piece.up)) for room, piece in zip(rooms, pieces, strict=True)]
+        ups = [like.new_zeros(len(piece.up), room) for room, piece in zip(rooms, pieces, strict=True)]
         of_ups = [torch.zeros_like(up) for up in ups]
-        of_downs = torch.zeros_like(downs)
+        of_downs = torch.zeros_like(downs.T)
         for piece, place, up, rank in zip(pieces, places, ups, ranks, strict=True):
             downs[place][:rank] = piece.down
-            up[:rank] = piece.up.T
+            up[:, :rank] = piece.up
         rows: Rows | None = self
         while rows is not None:
             given = rows.given.to(like.dtype)
-            inner = rows._times(downs, given)
-            thin: list[Tensor] = []
+            inner, thin = rows._centre(given @ downs.T), []
             for piece, place, up, of_up, rank in zip(pieces, places, ups, of_ups, ranks, strict=True):
                 own = rows.gradient[:, piece.rows]
-                thin.append(rows._times(up, own))
-                inner[place][rank:] = 1.0
-                of_up.addmm_(inner[place], own, alpha=rows.times)
-            of_downs.addmm_(torch.cat(thin) if len(thin) > 1 else thin[0], given, alpha=rows.times)
+                thin.append(rows._centre(own @ up))
+                inner[:, place][:, rank:] = 1.0
+                of_up.addmm_(own.T, inner[:, place], alpha=rows.times)
+            of_downs.addmm_(given.T, torch.cat(thin, 1) if len(thin) > 1 else thin[0], alpha=rows.times)
             rows = rows.beside
         found: list[Tensor] = []
         for piece, place, of_up, rank in zip(pieces, places, of_ups, ranks, strict=True):
-            found += of_up[:rank].T.to(piece.up.dtype), of_downs[place][:rank].to(piece.down.dtype)
+            found += of_up[:, :rank].to(piece.up.dtype), of_downs[:, place][:, :rank].T.to(piece.down.dtype)
             if bias:
-                found.append(of_up[rank].to(piece.up.dtype))
+                found.append(of_up[:, rank].to(piece.up.dtype))
         return tuple(found)
 
-    def _times(self, factor: Tensor, rows: Tensor) -> Tensor:
-        """``(r, c)`` times the transpose of ``(n, c)``, in the order that takes less time; centred as told."""
-        made = factor @ rows.T if len(factor) <= EVEN else (rows @ factor.T).T
-        return made.sub_(made.mean(1, keepdim=True)) if self.centred else made
+    def _centre(self, rows: Tensor) -> Tensor:
+        return rows.sub_(rows.mean(0)) if self.centred else rows
 
     def product(self, weight: Tensor) -> Tensor:
-        gradient = self.gradient - self.gradient.mean(0) if self.centred else self.gradient
+        gradient = self._centre(self.gradient.clone()) if self.centred else self.gradient
         made = self.times * (gradient.T @ self.given.to(gradient.dtype)).to(weight.dtype).reshape(weight.shape)
         return made if self.beside is None else made + self.beside.product(weight)
 

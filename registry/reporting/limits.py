@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..units import amount, number, share, size
+from ..amounts import parse
+from ..errors import SettingsError
+from ..units import number, size
 from .shares import FLOAT
 
 
@@ -33,23 +35,19 @@ class TaskLimit:
 
 
 def task_limits(budget: str, backbone_params: int) -> tuple[TaskLimit, ...]:
-    """The parts of a budget, none for an empty one; parts that cannot be read are left out.
-
-    ``training.budget`` reads the same texts for training, but needs torch.
+    """The parts of a budget; none for an empty one, or one that cannot be read.
 
     Args:
         budget: the setting, such as ``5%,2MB``.
         backbone_params: of the base, which percentages refer to.
     """
-    found = []
-    for text in (part.strip() for part in budget.split(",")):
-        try:
-            if text.endswith("%"):
-                found.append(TaskLimit(text, FLOAT * backbone_params * share(text), in_bytes=True, whole=False))
-            elif text.lower().endswith("b"):
-                found.append(TaskLimit(text, amount(text), in_bytes=True, whole=True))
-            else:
-                found.append(TaskLimit(text, amount(text, ""), in_bytes=False, whole=True))
-        except ValueError:
-            continue
-    return tuple(found)
+    try:
+        parts = parse(budget)
+    except SettingsError:  # of a version that knows others
+        return ()
+    each = {"%": FLOAT * backbone_params}
+    return tuple(
+        TaskLimit(part.text, part.value * each.get(part.unit, 1), part.unit != "parameters", part.unit != "%")
+        for part in parts
+        if part.unit != "remaining"
+    )

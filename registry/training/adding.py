@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
@@ -24,7 +24,7 @@ from ..context import Context
 from ..errors import BudgetError, BusyError, DataError, Interrupted, NotFoundError, StorageError, TapsError
 from ..folders import HISTORY, drop, drop_weights, held
 from ..home import check_name
-from ..records import Task
+from ..records import Footprint, Task
 from ..reporting.shares import stored_shares
 from .budget import require_fit, require_kept
 from .estimating import least
@@ -36,6 +36,9 @@ from .progress import EpochResult, Progress
 from .result import describe, measure_file, smallest, write
 from .settings import AUTO, TaskSettings
 from .tracking import Following
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 def add_task(context: Context, name: str, base: str, settings: TaskSettings, progress: Progress) -> Task:
@@ -95,10 +98,18 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
                 f"`taps-registry remove {name}` and add it anew."
             )
         require_fit(prepared.job, name)
+        cheapest = least(prepared.job)
         with context.catalog.write() as session:
+            _require_room(session, record.name, cheapest, name)
             runs.update(session, run.id, state="running", settings=prepared.job.settings.as_json(), error="")
         attempt = _Attempt(context, name, run.id, folder, prepared, progress)
         return attempt.carry_out(fresh=False, tracked=run.tracker_run if run.tracker == settings.tracker else "")
+
+
+def _require_room(session: Session, base: str, cheapest: Footprint, name: str) -> None:
+    """Nothing is trained that no budget has room for. Raises BudgetError."""
+    row = bases.row(session, base)
+    budgets.require_room(session, row, cheapest.params.total, cheapest.bytes, name, at_least=True)
 
 
 def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
@@ -108,7 +119,7 @@ def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
     cheapest = least(job)
     with context.catalog.write() as session:
         task = tasks.reserve(session, name, prepared.base.record.name)
-        budgets.require_room(session, task.base, cheapest.params.total, cheapest.bytes, name, at_least=True)
+        _require_room(session, prepared.base.record.name, cheapest, name)
         if job.common:
             joined = common.CommonSet(job.common.name, job.method.name, job.common.arguments, job.common.digest)
             common.join(session, task, joined)

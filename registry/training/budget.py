@@ -1,22 +1,16 @@
-"""``--budget``: what a task may store, as a person says it and as a method steers towards it.
-
-``5%`` is a share of the base: the task's weights and norms, in bytes as encoded, against the base's backbone in
-float32. ``2MB`` is the size of the artifact's file, and ``500k`` a number of parameters; both with the head.
-``remaining/3`` is a third of what the budgets of the base and of the registry have left. Several, with commas between
-them, hold all.
-"""
+"""``--budget``: what a task may store, in terms of what its model's tensors take, as a method steers towards it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING
 
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
-from ..errors import BudgetError, SettingsError
-from ..units import amount, share
+from ..amounts import REMAINING, Amount, parse
+from ..errors import BudgetError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -25,42 +19,7 @@ if TYPE_CHECKING:
     from ...plugins.methods import Stored
     from .job import Job
 
-REMAINING = "remaining/"
 FLOAT = 4  # bytes
-
-
-@dataclass(frozen=True)
-class Amount:
-    """One part of a budget: so many ``%`` of the base, ``bytes``, ``parameters``, or the ``remaining``'s fraction."""
-
-    value: float
-    unit: str
-    text: str
-
-
-def parse(text: str) -> tuple[Amount, ...]:
-    """The parts of a budget. Raises SettingsError for what is none."""
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text else ()
-
-
-def _parse(text: str) -> Amount:
-    try:
-        if text.startswith(REMAINING):
-            found = Amount(int(text.removeprefix(REMAINING)), "remaining", text)
-        elif text.endswith("%"):
-            found = Amount(share(text), "%", text)
-        elif text.lower().endswith("b"):
-            found = Amount(amount(text), "bytes", text)
-        else:
-            found = Amount(amount(text, ""), "parameters", text)
-    except ValueError:
-        found = Amount(0, "", text)
-    if not 0 < found.value < float("inf"):
-        raise SettingsError(
-            f"--budget {text!r} is not a valid budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
-            "remaining/3 (of what the registry's budgets have left), 5%,2MB (both)."
-        )
-    return found
 
 
 def settle(session: Session, base: str, text: str) -> str:

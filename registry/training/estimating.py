@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ...plugins.methods import Stored
+from ..amounts import parse
 from ..catalog import bases, budgets, tasks
 from ..context import Context
 from ..errors import BudgetError
 from ..home import check_name
 from ..models.measure import footprint, roles
 from ..records import Allowance, Estimate, Footprint
-from .budget import parse, require_fit
+from .budget import require_fit
 from .job import Job
 from .preparing import check, prepare
 from .progress import Progress

@@ -9,9 +9,9 @@ from typing import Any
 
 from ...plugins.encodings import COMPRESSED
 from ...plugins.methods import PENALTIES, Method, MethodSettings
+from ..amounts import parse
 from ..errors import SettingsError
 from ..models.transforms import AUGMENTATIONS
-from .budget import parse
 
 NORMS = ("task", "gated", "frozen")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
