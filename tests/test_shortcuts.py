@@ -22,7 +22,7 @@ from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_we
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
-from taps_registry.plugins.methods.thin import Piece, Seen, Tokens
+from taps_registry.plugins.methods.thin import Piece, Seen, Tokens, sums_to_zero
 from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -469,6 +469,17 @@ class Normed(Around):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.layer(10 + self.scale * x))).square().mean()
+
+
+@pytest.mark.parametrize("overflown", [float("inf"), float("nan")])
+def test_gradients_that_overflow_say_nothing_of_their_sum(overflown: float) -> None:
+    """With fp16 the first steps may, and layers are on trial for longer."""
+    gradient = torch.randn(2, 3, 4, 4)
+    assert not sums_to_zero(gradient, 1)
+    assert sums_to_zero(gradient - gradient.mean((0, 2, 3), keepdim=True), 1)
+    assert not sums_to_zero(gradient - gradient.mean((0, 1, 2), keepdim=True), 1)
+    gradient[0, 0] = overflown
+    assert sums_to_zero(gradient, 1)
 
 
 @pytest.mark.parametrize("kind", ["factors", "weight"])

@@ -121,6 +121,17 @@ def test_a_run_with_closed_gates_resumes_to_the_same_artifact(
     assert add("all-positions", **told).digest != undisturbed.digest
 
 
+def test_checkpoints_leave_out_what_factors_give_back(registry: Registry, add: Add) -> None:
+    """A run within a budget goes on with factors once they are chosen: whole weights follow from them."""
+    with pytest.raises(Interrupted):
+        add("task", epochs=4, method="taps-rank", budget="20%", progress=StopsAfter(1))
+    state = checkpoint.load(registry.home / "runs" / registry.runs("task")[0].id / CHECKPOINT)
+    factors = state["adaptation"]["factors"]
+    assert factors
+    assert factors.keys().isdisjoint(state["model"])
+    assert {"bn1.weight", "bn1.running_mean"} <= state["model"].keys()
+
+
 def test_a_run_that_another_version_began_is_kept_for_that_version(registry: Registry, add: Add) -> None:
     with pytest.raises(Interrupted):
         add("task", **LONGER, progress=StopsAfter(1))

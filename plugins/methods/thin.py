@@ -319,14 +319,14 @@ class Windows(Seen):
 
 
 def sums_to_zero(gradient: Tensor, channels: int) -> bool:
-    """Whether gradients do, in every channel of a layer's outputs, over images and positions.
+    """Whether gradients do, in every channel of a layer's outputs, over images and positions, if they are finite.
 
     Args:
         gradient: of the outputs.
         channels: the axis of their channels.
     """
     exact = _joined(gradient.movedim(channels, -1)).float()
-    return bool(exact.sum(0).square().sum() <= BALANCED * exact.square().sum())
+    return not exact.sum(0).square().sum() > BALANCED * exact.square().sum()  # NaN says nothing
 
 
 @lru_cache(maxsize=8)
