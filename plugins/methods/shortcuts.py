@@ -86,7 +86,7 @@ class Shortcut(ABC):
 
     @torch.no_grad()
     def _learn(self, given: Tensor, gradient: Tensor) -> None:
-        if self.trusted is None:
+        if self.turn is not None and self.trusted is None:
             self.balanced &= sums_to_zero(gradient, 1 if isinstance(self.module, nn.Conv2d) else -1)
         seen = Seen.of(self.module, given, gradient, self.tokens)
         part = seen if self.turn is None else seen.sample(self.turn(), self.balanced)

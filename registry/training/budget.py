@@ -7,10 +7,15 @@ from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING
 
+import torch
+
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods.limits import Limit
 from ..amounts import REMAINING, Amount, parse
+from ..catalog import bases, budgets
 from ..errors import BudgetError
+from ..models.measure import roles, values
+from ..store.artifact import HEAD, WEIGHTS, Entry, Gate, Header, codec_of, payload, text_and_index
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -58,8 +63,6 @@ def _remaining(session: Session, base: str, tasks: int) -> list[str]:
 
 def what_is_left(session: Session, base: str) -> tuple[Amount, ...]:
     """Bytes and parameters that the budgets of a base and of the registry have left; below 0 if they are overdrawn."""
-    from ..catalog import bases, budgets  # not above: `--help` reads this module, and does without SQLAlchemy
-
     uses = budgets.for_base(session, bases.row(session, base))
     return tuple(
         Amount(limit - used, unit, _text(limit - used, unit))
@@ -111,9 +114,6 @@ def limits(job: Job) -> tuple[Limit, ...]:
 
 
 def _limit(job: Job, part: Amount) -> Limit:
-    from ..models.measure import roles, values
-    from ..store.artifact import HEAD, payload
-
     tensors, role = Pieces(job.model.state_dict()), roles(job.partition)
     names = [*role, *(name for name in tensors if name not in role)]
     if part.unit == "parameters":
@@ -129,7 +129,6 @@ def _limit(job: Job, part: Amount) -> Limit:
 
 def _beside(job: Job, sizes: Mapping[str, int], tensors: Pieces, role: Mapping[str, str]) -> tuple[int, dict[str, int]]:
     """Most bytes that the file takes beside its tensors, and for each tensor what it adds."""
-    from ..store.artifact import WEIGHTS, Entry, Gate, Header, codec_of, text_and_index
 
     def entry(name: str) -> Entry:
         tensor = tensors[name]
@@ -160,8 +159,6 @@ def _beside(job: Job, sizes: Mapping[str, int], tensors: Pieces, role: Mapping[s
 
 def _parts(codec: Codec | None, dimensions: int) -> tuple[str, ...]:
     """Names of parts as long as a codec's are likely to be: those of a small tensor, and two more if that may vary."""
-    import torch
-
     if codec is None:
         return ("",)
     small = torch.zeros((2,) * dimensions)
