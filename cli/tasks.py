@@ -280,6 +280,7 @@ def show(session: Session, name: str, form: str) -> None:
     Example:
       taps-registry show cars
     """
+    from ..registry.catalog.bases import not_found
     from ..registry.errors import NotFoundError
 
     with session.open() as registry:
@@ -290,8 +291,7 @@ def show(session: Session, name: str, form: str) -> None:
             found["base"] = registry.base(name)
         if not found:
             known = {task.name for task in registry.tasks()} | {base.name for base in registry.bases()}
-            every = ", ".join(sorted(known)) or "nothing yet"
-            raise NotFoundError(f"There is no task or base {name!r}. There are: {every}")
+            raise NotFoundError(not_found("task or base", name, sorted(known), "add-base"))
     if form == "json":
         return print_json(found)
     for what, record in found.items():

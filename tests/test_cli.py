@@ -292,6 +292,7 @@ ERRORS = {
     "tasks --base nonsense": (5, "There is no base 'nonsense'."),
     "tasks --base bas": (5, "Did you mean 'base'?"),
     "show nonsense": (5, "There is no task or base 'nonsense'."),
+    "show bas": (5, "There is no task or base 'bas'. Did you mean 'base'?"),
     "cost nonsense": (5, "There is no task 'nonsense'."),
     "remove nonsense": (5, "There is no task 'nonsense'."),
     "budget set --base nonsense --max-bytes 1GB": (5, "There is no base 'nonsense'."),
