@@ -604,6 +604,46 @@ def test_weights_of_open_layers_rest_where_pictures_are_large_and_train_all_the_
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("method", [Lora(), TapsRank()])
+def test_a_device_that_has_weights_gradients_fast_takes_no_shortcuts(
+    name: str, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortcuts, "pays_on", lambda device: False)
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3)
+    partition = PluginManager().partition(PluginManager().architecture_for(model), model)
+    adaptation = method.adapt(model, partition, MethodSettings(rank=2, limits=(Limit(60_000, {}),)))
+    assert isinstance(adaptation, Reparametrised)
+    if isinstance(adaptation, RankAdaptation):
+        adaptation.curvature.fill_(1)
+        for live in adaptation.candidates:
+            live.value.add_(0.01 * torch.randn(live.base.shape))
+    adaptation.start_step(1.0)
+    for unit in adaptation.units:
+        nn.init.normal_(unit.factors["up"], std=0.01)
+    adaptation.write()
+    found = backward(model, adaptation, 160)
+    assert not adaptation.shortcuts
+    assert not any(module._forward_hooks for module in model.modules())
+    owners = {id(unit.live.owner): unit.live.owner for unit in adaptation.units}
+    pictures = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    loss = functional.cross_entropy(model(pictures), torch.tensor([0, 1]))
+    wholes = dict(zip(owners, torch.autograd.grad(loss, list(owners.values())), strict=True))
+    wanted = []
+    for unit in adaptation.units:
+        whole, rows = wholes[id(unit.live.owner)], unit.live.rows
+        wanted += torch.autograd.grad(unit.weight(), list(unit.factors.values()), whole if rows is None else whole[rows])
+    assert len(found) == len(wanted) > 20
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shortcuts_are_taken_on_cpus(device: str) -> None:
+    assert shortcuts.pays_on(torch.device(device)) is (device == "cpu")
+
+
 @pytest.mark.parametrize(("method", "thrifty"), [(Lora(), False), (TapsLora(), False), (TapsRank(), True)])
 def test_only_directions_do_with_a_part(method: Method, thrifty: bool) -> None:
     model = timm.create_model("test_resnet", num_classes=3)

@@ -61,7 +61,8 @@ class Steps:
         elif isinstance(gates := getattr(self.trainer.adaptation, "scores", None), Steering):
             gates.worth.copy_(torch.rand(len(gates.worth), generator=chance))
         self.done = BEYOND // 2
-        self()
+        with torch.compiler.set_stance("force_eager"):  # shortcuts are on trial in this step, and compiled after it
+            self()
         if not self.trainer.adaptation.settled(0):
             raise click.ClickException("The loop did not fix what is stored: `fix` of this file must follow it.")
 

@@ -80,6 +80,19 @@ class Product(Unit):
         up, down = self.pair()
         return self.live.base + (up @ down).reshape(self.live.base.shape)
 
+    def pull_back(self) -> None:
+        """By ``dL/dU = G D^T`` and ``dL/dD = U^T G``: two products, where many are launched on a device of their own."""
+        if self.live.grad is None:
+            return
+        with torch.enable_grad():
+            up, down = self.pair()
+        gradient = self.live.grad.reshape(len(self.live.base), -1)
+        for factor, found in ((up, gradient @ down.detach().T), (down, up.detach().T @ gradient)):
+            if factor.is_leaf and factor.grad is None:
+                factor.grad = found
+            else:
+                torch.autograd.backward(factor, found)
+
     @torch.no_grad()
     def write(self) -> None:
         rows, value = len(self.live.base), self.live.value

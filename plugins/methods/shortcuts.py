@@ -5,6 +5,9 @@ needed for ``dL/dU = G D^T`` and ``dL/dD = U^T G``, and these follow from the la
 outputs by products of the rank's width; the gradient of a bias beside them comes with these. Where the weight trains as
 it is, every fifth position of large feature maps tells much the same. The forward pass stays the model's own, with
 ``W`` in its place.
+
+Only on CPUs is that a saving. A GPU makes a weight's gradient in less time than it takes to read what its layer has
+seen twice more, and a step with many small products waits for them to be launched.
 """
 
 from __future__ import annotations
@@ -222,6 +225,11 @@ class OfWeight(Shortcut):
         return self.thinned
 
 
+def pays_on(device: torch.device) -> bool:
+    """Whether thin products there take less time than the gradient of a weight."""
+    return device.type == "cpu"
+
+
 def gradients_are_averaged() -> bool:
     """Whether several processes train: of every parameter that was to train when they agreed on it, in each step."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -234,7 +242,7 @@ def _sum(before: Gradients | None, more: Gradients) -> Gradients:
 def of_factors(
     model: nn.Module, products: Iterable[tuple[Live, Callable[[], Pair]]], turn: Turn | None = None
 ) -> dict[str, OfFactors]:
-    """The shortcuts of weights' factors, by name; rows of one weight share theirs. Where one would be none, none.
+    """The shortcuts of weights' factors, by name; rows of one weight share theirs. Where one would save nothing, none.
 
     Args:
         model: that has the weights.
@@ -255,7 +263,7 @@ def of_factors(
 
 
 def of_weight(model: nn.Module, live: Live, turn: Turn) -> OfWeight | None:
-    """The shortcut of a weight; None if there is none. Rows of one have none: the others need gradients, too."""
+    """The shortcut of a weight; None if none saves anything. Rows of one have none: the others need gradients, too."""
     module = _owner(model, live) if live.rows is None else None
     return OfWeight(module, turn) if module is not None else None
 
@@ -271,7 +279,7 @@ def _patch_embedding(model: nn.Module) -> nn.Module | None:
 def _owner(model: nn.Module, live: Live) -> nn.Conv2d | nn.Linear | None:
     """The layer that has this weight, if it computes what a shortcut takes it to, and not something of its own."""
     module = model.get_submodule(tensor_of(live.name).rpartition(".")[0])
-    if gradients_are_averaged() or getattr(module, "weight", None) is not live.owner:
+    if not pays_on(live.base.device) or gradients_are_averaged() or getattr(module, "weight", None) is not live.owner:
         return None
     if isinstance(module, nn.Conv2d):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)

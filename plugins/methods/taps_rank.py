@@ -57,19 +57,21 @@ class RankAdaptation(Reparametrised):
         self._layers = live_tensors(model, partition.layer_tensors())
         self.candidates = [live for live in self._layers.values() if live.owner.ndim > 1 and highest_rank(live)]
         self.curvature = torch.zeros(len(self.candidates), device=next(model.parameters()).device)
+        self._values = self.curvature.new_tensor([live.base.numel() for live in self.candidates])
+        self._nothing = self.curvature.new_zeros(1)
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
         """Learn how much each weight matters, and decay weights towards the base."""
         if self.fixed:
             return
-        squares = [torch.zeros(()) if live.grad is None else live.grad.square().mean() for live in self.candidates]
-        found = torch.stack([one.to(self.curvature) for one in squares])
+        gradients = [self._nothing if live.grad is None else live.grad for live in self.candidates]
+        found = torch.stack(torch._foreach_norm(gradients)).to(self.curvature).square() / self._values
         self.curvature.lerp_(
             found.where(found.isfinite(), self.curvature), 1 - MEMORY
         )  # fp16's first steps may overflow
-        for live in self.candidates:
-            live.value.lerp_(live.base, SLOW * lr * self.settings.weight_decay)
+        values, bases = [live.value for live in self.candidates], [live.base for live in self.candidates]
+        torch._foreach_lerp_(values, bases, SLOW * lr * self.settings.weight_decay)
 
     def start_step(self, done: float) -> bool:
         if self.fixed:
