@@ -633,7 +633,9 @@ def test_a_device_that_has_weights_gradients_fast_takes_no_shortcuts(
     wanted = []
     for unit in adaptation.units:
         whole, rows = wholes[id(unit.live.owner)], unit.live.rows
-        wanted += torch.autograd.grad(unit.weight(), list(unit.factors.values()), whole if rows is None else whole[rows])
+        wanted += torch.autograd.grad(
+            unit.weight(), list(unit.factors.values()), whole if rows is None else whole[rows]
+        )
     assert len(found) == len(wanted) > 20
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))

@@ -60,7 +60,9 @@ def memory(options: Options) -> Iterator[Ratio]:
         peaks = {}
         for contender in ("full", *options.methods, "composed"):
             command = [sys.executable, "-m", "benchmarks.speed.run", *given, "--child", f"{model}/{contender}"]
-            peaks[contender] = statistics.median(_bytes(command) for _ in range(1 if options.quick or options.on_gpu else 3))
+            peaks[contender] = statistics.median(
+                _bytes(command) for _ in range(1 if options.quick or options.on_gpu else 3)
+            )
         note = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
         what = f"{model}: peak memory of %s / of full"
         for method in options.methods:
