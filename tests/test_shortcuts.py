@@ -22,7 +22,7 @@ from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_we
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
-from taps_registry.plugins.methods.thin import Piece, Seen, Tokens, sums_to_zero
+from taps_registry.plugins.methods.thin import Piece, Seen, Tokens, step_over, sums_to_zero
 from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -112,13 +112,22 @@ PICTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "7x7, strided": (lambda: nn.Conv2d(8, 24, 7, stride=2, padding=3), (2, 8, 25, 24)),
     "1x1, as wide as steps are far": (lambda: nn.Conv2d(24, 32, 1), (2, 24, 11, 15)),
     "3x3, as wide as steps are far": (lambda: nn.Conv2d(16, 24, 3, padding=1), (3, 16, 15, 10)),
+    "1x1, of many positions": (lambda: nn.Conv2d(24, 32, 1), (2, 24, 29, 30)),
+    "3x3, of many positions": (lambda: nn.Conv2d(16, 24, 3, padding=1), (2, 16, 32, 31)),
 }
 
 
 def turns_of(layer: nn.Module, x: Tensor) -> int:
-    """After how many turns all positions have been seen: steps of five would see but few columns of some widths."""
-    width = layer(x).shape[-2 if isinstance(layer, nn.Linear) else -1]
-    return 5 if width % 5 else 7
+    """After how many turns all positions have been seen."""
+    height, width = layer(x).shape[1:3] if isinstance(layer, nn.Linear) else layer(x).shape[2:]
+    return step_over(height * width, width)
+
+
+@pytest.mark.parametrize("width", [12, 14, 15, 16, 20, 28, 32, 35, 40, 56, 64, 96, 112, 224])
+def test_a_sample_has_a_hundred_positions_or_a_fifth_and_meets_every_column(width: int) -> None:
+    step = step_over(width * width, width)
+    assert min(width * width // 7, 85) <= width * width // step <= max(width * width // 5, 140)
+    assert {place % width for place in range(0, width * step, step)} == set(range(width))
 
 
 @pytest.mark.parametrize("case", PICTURES)
@@ -171,6 +180,18 @@ def test_a_patch_embedding_hears_every_patch() -> None:
     torch.manual_seed(0)
     way = on_trial_and_trusted(First(nn.Conv2d(3, 24, 4, stride=4)), torch.randn(2, 3, 48, 52), lambda: 0)
     assert not way.thinned, "neighbours share no pixel"
+
+
+def test_a_stem_hears_every_position() -> None:
+    torch.manual_seed(0)
+    way = on_trial_and_trusted(First(nn.Conv2d(8, 24, 3, padding=1)), torch.randn(2, 8, 12, 13), lambda: 0)
+    assert not way.thinned
+    model = First(nn.Conv2d(8, 24, 3, padding=1))
+    way = of_weight(model, live_tensors(model, ["layer.weight"])["layer.weight"], lambda: 0)
+    assert way is not None
+    model(torch.randn(2, 8, 12, 13)).backward()
+    way.judge()
+    assert way.trusted is False
 
 
 def test_a_first_layer_without_a_bias_that_trains_goes_the_long_way() -> None:
@@ -699,9 +720,9 @@ def test_what_a_layer_was_given_is_let_go_during_the_backward_pass(monkeypatch: 
     assert way is not None
     learn, given = way._learn, []
 
-    def listening(inputs: Tensor, gradient: Tensor) -> None:
+    def listening(inputs: Tensor, gradient: Tensor, first: bool) -> None:
         given.append(weakref.ref(inputs))
-        learn(inputs, gradient)
+        learn(inputs, gradient, first)
 
     monkeypatch.setattr(way, "_learn", listening)
     loss = model(torch.randn(5, 40))

@@ -81,7 +81,7 @@ class Product(Unit):
         return self.live.base + (up @ down).reshape(self.live.base.shape)
 
     def pull_back(self) -> None:
-        """By ``dL/dU = G D^T`` and ``dL/dD = U^T G``: two products, where many are launched on a device of their own."""
+        """By ``dL/dU = G D^T`` and ``dL/dD = U^T G``: few operations, each of which a GPU has to be given."""
         if self.live.grad is None:
             return
         with torch.enable_grad():

@@ -1,9 +1,9 @@
-"""Gradients without the gradient of the weight, and of the weight itself from a fifth of what its layer has seen.
+"""Gradients without the gradient of the weight, and of the weight itself from a sample of what its layer has seen.
 
 A layer's backward pass makes ``G = dL/dW``, which costs what the forward pass costs. With ``W = W0 + U D`` it is only
 needed for ``dL/dU = G D^T`` and ``dL/dD = U^T G``, and these follow from the layer's inputs and the gradients of its
 outputs by products of the rank's width; the gradient of a bias beside them comes with these. Where the weight trains as
-it is, every fifth position of large feature maps tells much the same. The forward pass stays the model's own, with
+it is, a sample of the positions of large feature maps tells much the same. The forward pass stays the model's own, with
 ``W`` in its place.
 
 Only on CPUs is that a saving. A GPU makes a weight's gradient in less time than it takes to read what its layer has
@@ -81,18 +81,20 @@ class Shortcut(ABC):
     def _listen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad and len(inputs) == 1 and self._is_reached(inputs[0]):
             given = [inputs[0].detach()]  # let go as soon as it is used: a hook outlives the backward pass
-            output.register_hook(lambda gradient: self._learn(given.pop(), gradient))  # type: ignore[no-untyped-call]
+            first = not inputs[0].requires_grad
+            output.register_hook(lambda gradient: self._learn(given.pop(), gradient, first))  # type: ignore[no-untyped-call]
 
     def _is_reached(self, given: Tensor) -> bool:
         """Whether gradients come to the outputs even where the weight asks for none."""
         return given.requires_grad or (self.module.bias is not None and self.module.bias.requires_grad)
 
     @torch.no_grad()
-    def _learn(self, given: Tensor, gradient: Tensor) -> None:
+    def _learn(self, given: Tensor, gradient: Tensor, first: bool) -> None:
+        """Take in a call of the layer. Where it is the first of the model, every position counts."""
         if self.turn is not None and self.trusted is None:
             self.balanced &= sums_to_zero(gradient, 1 if isinstance(self.module, nn.Conv2d) else -1)
         seen = Seen.of(self.module, given, gradient, self.tokens)
-        part = seen if self.turn is None else seen.sample(self.turn(), self.balanced)
+        part = seen if self.turn is None or first else seen.sample(self.turn(), self.balanced)
         self.thinned |= part is not seen
         made = self._of(part)
         self.found = _sum(self.found, made)
@@ -209,7 +211,7 @@ def _size(gradients: Gradients) -> Tensor:
 
 
 class OfWeight(Shortcut):
-    """The gradient of a whole weight, from a fifth of the positions of large feature maps."""
+    """The gradient of a whole weight, from a sample of the positions of large feature maps."""
 
     def _of(self, seen: Seen) -> Gradients:
         return (seen.product(self.module.weight),)

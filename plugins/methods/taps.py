@@ -98,7 +98,7 @@ class TapsAdaptation(Gated):
         self._settle()
 
     def after_backward(self) -> None:
-        """Take the gradients that a fifth of the positions gave; those weights need none of their own any more."""
+        """Take the gradients that a sample of the positions gave; those weights need none of their own any more."""
         for way in self.shortcuts:
             way.judge()
             if way.pull_back():

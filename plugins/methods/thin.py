@@ -4,9 +4,11 @@ With inputs ``x``, gradients ``g`` of the outputs, and ``W = W0 + U D``, summed 
 
     dL/dW = sum g x^T      dL/dU = sum g (D x)^T      dL/dD = sum (U^T g) x^T      dL/db = sum g
 
-In large feature maps, neighbouring positions are redundant, and every fifth is taken, counted through all rows and
-images: where the width is no multiple of five, these lie as on a lattice. Where gradients sum to zero, as batch norm's
-do, their sample is centred, which makes up for inputs that are far from zero.
+In large feature maps, neighbouring positions are redundant. Of each image a hundred or so are taken, or every fifth if
+that is fewer, counted through all rows and images: where the step has no factor in common with the width, these lie as
+on a lattice. Where gradients sum to zero, as batch norm's do, their sample is centred, which makes up for inputs that
+are far from zero. Images themselves are never sampled: with a fifth of a stem's positions, 10 % of the storage gave
+3.3 +- 0.9 points less.
 
 Of a transformer's patches, every other is taken: as rows of a matrix they need no copy. With 32 of 64 patches, 10 % of
 the storage gave 0.3 +- 0.6 points less, with 16 of them 2.0 +- 0.6; with 51 of 256, 1.5 +- 0.6 less than with 128.
@@ -18,8 +20,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
-from math import prod
+from itertools import accumulate, count
+from math import gcd, prod
 from typing import cast
 
 import torch
@@ -31,7 +33,7 @@ Pair = tuple[Tensor, Tensor]  # (C_out, r) and (r, d), or their gradients
 Gradients = tuple[Tensor, ...]
 
 PLENTY = 128  # positions of a feature map, or patches of an image
-STEPS = 5, 7  # from one position of a sample to the next; the second where the first would always meet the same columns
+STEP = 5  # from one position of a sample to the next, at least
 BALANCED = 1e-3  # the most that the square of a sum may be of the sum of squares, to be a sum of zero
 NARROWEST, EVEN = 16, 8  # products of so many columns and multiples of these take less time than those of fewer
 
@@ -226,11 +228,11 @@ class FeatureMaps(Seen):
     dilation: tuple[int, ...] = (1, 1)
 
     def sample(self, turn: int, balanced: bool = False) -> Seen:
-        """Every fifth position of all images, each for five."""
+        """Every so many positions of all images one, for all of them."""
         height, width = self.gradient.shape[2:]
         if min(height, width) == 1 or height * width < PLENTY:
             return self
-        step = next((step for step in STEPS if width % step), STEPS[-1])
+        step = step_over(height * width, width)
         first = turn % step
         gradient = _as_rows(self.gradient)[first::step]
         if self._are_rows and self.stride == (1, 1):
@@ -316,6 +318,16 @@ class Windows(Seen):
     def _by_channels(self, weight: Tensor) -> Tensor:
         """The way back, to ``(n, C_in kh kw)``."""
         return weight.reshape(len(weight), *self.size, -1).movedim(-1, 1).flatten(1)
+
+
+def step_over(positions: int, width: int) -> int:
+    """From one position of a feature map's sample to the next, so that the sample meets all columns in turn.
+
+    Args:
+        positions: of the map.
+        width: of it.
+    """
+    return next(step for step in count(max(STEP, positions // PLENTY)) if gcd(step, width) == 1)
 
 
 def sums_to_zero(gradient: Tensor, channels: int) -> bool:
