@@ -502,6 +502,26 @@ def test_a_step_that_overflows_tells_no_gate_and_no_direction_anything(wrong: fl
 # Directions
 
 
+def test_how_much_a_weight_matters_is_the_average_of_its_mean_squared_gradients() -> None:
+    """While whole layers train; meanwhile they decay towards the base."""
+    _, _, ranks = fitted(TapsRank(), weight_decay=0.3)
+    assert isinstance(ranks, RankAdaptation)
+    wanted, chance = torch.zeros(len(ranks.candidates)), torch.Generator().manual_seed(0)
+    for live in ranks.candidates:
+        live.value.add_(1.0)
+    for _ in range(2):
+        for index, live in enumerate(ranks.candidates):
+            live.owner.grad = torch.randn(live.owner.shape, generator=chance) * (index + 1)
+            wanted[index] = 0.95 * wanted[index] + 0.05 * live.owner.grad.square().mean()
+        ranks.candidates[0].owner.grad = None
+        ranks.before_step(0.5)
+    wanted[0] = 0.0
+    torch.testing.assert_close(ranks.curvature, wanted)
+    for live in ranks.candidates:
+        left = (live.value - live.base).mean()
+        torch.testing.assert_close(left, torch.tensor((1 - 0.5 * 0.3 / 3) ** 2), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(("values", "ranks"), [(250, (2, 0)), (600, (2, 3)), (1600, (13, 4)), (5000, (19, 24))])
 def test_a_weight_has_an_eighth_in_factors_before_another_has_less(values: int, ranks: tuple[int, int]) -> None:
     """However much more its directions are worth."""
