@@ -77,7 +77,9 @@ def test_a_compiled_model_has_its_shortcuts(monkeypatch: pytest.MonkeyPatch) -> 
     options = Options("cpu", "fp32", True, ("test_vit",), batch=2, pixels=160, pairs=1, warmup=1, quick=True)
     spender = Steps(options, "test_vit", "taps-rank")
     spender.warm_up()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     spender.fix()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "the step on trial is not compiled for"
     spender.warm_up()
     adaptation = spender.trainer.adaptation
     assert isinstance(adaptation, RankAdaptation)
