@@ -56,13 +56,12 @@ def memory(options: Options) -> Iterator[Ratio]:
     """Peaks of memory; on the CPU each the median of three processes: what its allocator can reuse differs."""
     given = ["--device", options.device, "--precision", options.precision, "--batch", str(options.batch)]
     given += ["--pixels", str(options.pixels), *(["--compile"] if options.compile else [])]
+    processes = 1 if options.quick or options.on_gpu else 3
     for model in options.models:
         peaks = {}
         for contender in ("full", *options.methods, "composed"):
             command = [sys.executable, "-m", "benchmarks.speed.run", *given, "--child", f"{model}/{contender}"]
-            peaks[contender] = statistics.median(
-                _bytes(command) for _ in range(1 if options.quick or options.on_gpu else 3)
-            )
+            peaks[contender] = statistics.median(_bytes(command) for _ in range(processes))
         note = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
         what = f"{model}: peak memory of %s / of full"
         for method in options.methods:

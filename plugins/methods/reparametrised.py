@@ -20,7 +20,7 @@ from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
 from .shortcuts import of_factors
-from .thin import Pair
+from .thin import Pair, chained
 
 
 class Unit(ABC):
@@ -80,18 +80,17 @@ class Product(Unit):
         up, down = self.pair()
         return self.live.base + (up @ down).reshape(self.live.base.shape)
 
+    @torch.enable_grad()
     def pull_back(self) -> None:
-        """By ``dL/dU = G D^T`` and ``dL/dD = U^T G``: few operations, each of which a GPU has to be given."""
+        """By two products, without computing the weight anew: a GPU waits for each operation to be launched."""
         if self.live.grad is None:
             return
-        with torch.enable_grad():
-            up, down = self.pair()
-        gradient = self.live.grad.reshape(len(self.live.base), -1)
-        for factor, found in ((up, gradient @ down.detach().T), (down, up.detach().T @ gradient)):
+        pair = self.pair()
+        for factor, gradient in zip(pair, chained(self.live.grad, pair), strict=True):
             if factor.is_leaf and factor.grad is None:
-                factor.grad = found
+                factor.grad = gradient  # which autograd would copy
             else:
-                torch.autograd.backward(factor, found)
+                torch.autograd.backward(factor, gradient)
 
     @torch.no_grad()
     def write(self) -> None:

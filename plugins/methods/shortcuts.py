@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..architectures.pieces import tensor_of
 from . import Live
-from .thin import Gradients, Pair, Piece, Seen, Tokens, sums_to_zero
+from .thin import Gradients, Pair, Piece, Seen, Tokens, chained, sums_to_zero
 
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
@@ -177,9 +177,7 @@ class OfFactors(Shortcut):
     def _of_whole(self, gradient: Tensor) -> Gradients:
         found: list[Tensor] = []
         for rows, pair in self.factors:
-            up, down = (factor.detach() for factor in pair())
-            whole = gradient[rows].reshape(len(up), -1).to(up.dtype)
-            found += whole @ down.T, up.T @ whole
+            found += chained(gradient[rows], pair())
             if self.bias is not None and self.bias.grad is not None:
                 found.append(self.bias.grad[rows])
         return tuple(found)

@@ -228,7 +228,7 @@ class FeatureMaps(Seen):
     dilation: tuple[int, ...] = (1, 1)
 
     def sample(self, turn: int, balanced: bool = False) -> Seen:
-        """Every so many positions of all images one, for all of them."""
+        """One of every so many positions of all images, counted as many times."""
         height, width = self.gradient.shape[2:]
         if min(height, width) == 1 or height * width < PLENTY:
             return self
@@ -318,6 +318,13 @@ class Windows(Seen):
     def _by_channels(self, weight: Tensor) -> Tensor:
         """The way back, to ``(n, C_in kh kw)``."""
         return weight.reshape(len(weight), *self.size, -1).movedim(-1, 1).flatten(1)
+
+
+def chained(whole: Tensor, pair: Pair) -> Pair:
+    """``dL/dU`` and ``dL/dD`` from ``dL/dW``, by the chain rule; of all rows that these factors are of."""
+    up, down = (factor.detach() for factor in pair)
+    whole = whole.reshape(len(up), -1).to(up.dtype)
+    return whole @ down.T, up.T @ whole
 
 
 def step_over(positions: int, width: int) -> int:
