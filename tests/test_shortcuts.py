@@ -22,7 +22,7 @@ from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_we
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
-from taps_registry.plugins.methods.thin import Piece, Seen, Tokens, step_over, sums_to_zero
+from taps_registry.plugins.methods.thin import Piece, Seen, Tokens, step_over, stride_over, sums_to_zero
 from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -130,6 +130,11 @@ def test_a_sample_has_a_hundred_positions_or_a_fifth_and_meets_every_column(widt
     assert {place % width for place in range(0, width * step, step)} == set(range(width))
 
 
+@pytest.mark.parametrize(("patches", "step"), [(64, 1), (127, 1), (128, 2), (191, 2), (192, 3), (196, 3), (1024, 3)])
+def test_a_sample_has_64_patches_or_a_third(patches: int, step: int) -> None:
+    assert stride_over(patches) == step
+
+
 @pytest.mark.parametrize("case", PICTURES)
 def test_all_turns_of_large_pictures_tell_what_all_positions_do(case: str) -> None:
     make, shape = PICTURES[case]
@@ -219,16 +224,16 @@ class OfTokens(Around):
 
 
 @pytest.mark.parametrize("rows", ["", "[24:48]"])
-@pytest.mark.parametrize("tokens", [(1, 14, 14), (1, 11, 13), (0, 12, 12), (5, 12, 12), (2, 11, 13)])
-def test_two_halves_of_the_patches_tell_what_all_tokens_do(tokens: tuple[int, int, int], rows: str) -> None:
+@pytest.mark.parametrize("tokens", [(1, 14, 14), (1, 11, 13), (0, 12, 12), (5, 14, 14), (2, 14, 14), (2, 11, 13)])
+def test_all_turns_of_the_patches_tell_what_all_tokens_do(tokens: tuple[int, int, int], rows: str) -> None:
     torch.manual_seed(0)
     model, turns = OfTokens(*tokens), iter(range(3, 9))
     own, height, width = tokens
     x = torch.randn(3, own + height * width, 24)
     way, pair, _ = with_factors(model, f"layer.weight{rows}", 2, lambda: next(turns))
     assert way is not None
-    halves = []
-    for _ in range(2):
+    samples = []
+    for _ in range(3 if height * width >= 192 else 2):
         model.zero_grad()
         for factor in pair:
             factor.grad = None
@@ -237,19 +242,19 @@ def test_two_halves_of_the_patches_tell_what_all_tokens_do(tokens: tuple[int, in
         assert way.trusted, "it is judged by all tokens"
         assert way.thinned
         assert way.pull_back()
-        halves.append([factor.grad for factor in pair])
+        samples.append([factor.grad for factor in pair])
     whole = torch.autograd.grad(model(x), model.layer.weight)[0][way.factors[0][0]]
     gradients = torch.autograd.grad(pair[0] @ pair[1], pair, whole)
-    for found, gradient in zip(zip(*halves, strict=True), gradients, strict=True):
-        torch.testing.assert_close(sum(found) / 2, gradient, rtol=1e-4, atol=1e-5)
+    for found, gradient in zip(zip(*samples, strict=True), gradients, strict=True):
+        torch.testing.assert_close(sum(found) / len(found), gradient, rtol=1e-4, atol=1e-5)
         assert all(float((one - gradient).norm() / gradient.norm()) > 0.01 for one in found), "one alone is not all"
 
 
-@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("turn", [0, 1, 2])
 @pytest.mark.parametrize(
     ("own", "patches", "tokens"),
-    [(1, 144, 145), (5, 144, 149), (1, 132, 133), (2, 143, 145), (1, 144, 144), (0, 144, 146)],
-    ids=["the class's", "registers", "fewer patches", "an odd number", "without the class's", "others"],
+    [(1, 144, 145), (5, 196, 201), (1, 196, 197), (2, 143, 145), (1, 144, 144), (0, 144, 146)],
+    ids=["the class's", "registers", "many patches", "an odd number", "without the class's", "others"],
 )
 def test_tokens_that_are_no_patches_are_heard_in_every_turn(own: int, patches: int, tokens: int, turn: int) -> None:
     """Were patches to say nothing, each turn would tell all; where there are other tokens, each is heard."""
@@ -283,7 +288,7 @@ def test_timms_transformers_tell_what_their_tokens_are(name: str, tokens: Tokens
     assert Tokens.of(model) == tokens
 
 
-def test_directions_of_a_vision_transformer_hear_half_of_the_patches() -> None:
+def test_directions_of_a_vision_transformer_hear_a_part_of_the_patches() -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=3, img_size=192)
     partition = PluginManager().partition(PluginManager().architecture_for(model), model)
@@ -327,7 +332,7 @@ def test_a_bias_has_its_gradient_beside_those_of_the_factors(shape: tuple[int, .
         torch.testing.assert_close(gradients, wanted)
 
 
-@pytest.mark.parametrize(("shape", "turns"), [((2, 11, 12, 16), 5), ((3, 144, 16), 2)], ids=["a map", "tokens"])
+@pytest.mark.parametrize(("shape", "turns"), [((2, 11, 12, 16), 5), ((2, 193, 16), 3)], ids=["a map", "tokens"])
 def test_samples_count_for_all_positions(shape: tuple[int, ...], turns: int) -> None:
     layer, chance = nn.Linear(16, 24), torch.Generator().manual_seed(0)
     x, gradient = torch.randn(shape, generator=chance), torch.randn((*shape[:-1], 24), generator=chance)
@@ -336,7 +341,7 @@ def test_samples_count_for_all_positions(shape: tuple[int, ...], turns: int) -> 
         Piece(slice(8, 24), torch.randn(16, 3), torch.randn(3, 16)),
     ]
     with torch.no_grad():
-        seen = Seen.of(layer, x, gradient, Tokens(1, 143))
+        seen = Seen.of(layer, x, gradient, Tokens(1, 192))
         every = seen.products(pieces, bias=True)
         sampled = [seen.sample(turn).products(pieces, bias=True) for turn in range(turns)]
     assert [tuple(one.shape) for one in every] == [(8, 2), (2, 16), (8,), (16, 3), (3, 16), (16,)]

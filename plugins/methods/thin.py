@@ -34,6 +34,7 @@ Gradients = tuple[Tensor, ...]
 
 PLENTY = 128  # positions of a feature map, or patches of an image
 STEP = 5  # from one position of a sample to the next, at least
+STRIDE = 3  # from one token of a sample to the next, at most
 BALANCED = 1e-3  # the most that the square of a sum may be of the sum of squares, to be a sum of zero
 NARROWEST, EVEN = 16, 8  # products of so many columns and multiples of these take less time than those of fewer
 
@@ -187,15 +188,16 @@ class Sequences(Seen):
     tokens: Tokens
 
     def sample(self, turn: int, balanced: bool = False) -> Seen:
-        """Every other token, each for two; beside them what the tokens of another kind lack or have too much of."""
-        if self.tokens.patches < PLENTY:
+        """Every second or third token, counted as many times; beside them what other kinds lack or have too much of."""
+        step = stride_over(self.tokens.patches)
+        if step == 1:
             return self
-        first, own, rows = turn % 2, self.tokens.own, self._rows
+        first, own, rows = turn % step, self.tokens.own, self._rows
         beside = None
         if own:
-            lacking = _lacking(len(self.given), self.tokens, first, self.gradient.device, self.gradient.dtype)
+            lacking = _lacking(len(self.given), self.tokens, first, step, self.gradient.device, self.gradient.dtype)
             beside = Rows(_joined(self.given[:, :own]), _joined(self.gradient[:, :own]) * lacking)
-        return Rows(rows.given[first::2], rows.gradient[first::2], times=2, beside=beside)
+        return Rows(rows.given[first::step], rows.gradient[first::step], step, beside)
 
     def products(self, pieces: Sequence[Piece], bias: bool = False) -> Gradients:
         return self._rows.products(pieces, bias)
@@ -337,6 +339,11 @@ def step_over(positions: int, width: int) -> int:
     return next(step for step in count(max(STEP, positions // PLENTY)) if gcd(step, width) == 1)
 
 
+def stride_over(patches: int) -> int:
+    """From one token of a sample to the next, so that about 64 patches of an image are taken, or a third of more."""
+    return min(STRIDE, patches // (PLENTY // 2)) if patches >= PLENTY else 1
+
+
 def sums_to_zero(gradient: Tensor, channels: int) -> bool:
     """Whether gradients do, in every channel of a layer's outputs, over images and positions, if they are finite.
 
@@ -349,14 +356,14 @@ def sums_to_zero(gradient: Tensor, channels: int) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _lacking(images: int, tokens: Tokens, first: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """How often each token that is no patch is still to be counted when every other of all has been taken for two.
+def _lacking(images: int, tokens: Tokens, first: int, step: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """How often each token that is no patch is still to be counted when one of every so many stands for all of them.
 
     Returns:
         ``(images * own, 1)``.
     """
     lacking = torch.ones(images * len(tokens), device=device, dtype=dtype)
-    lacking[first::2] = -1
+    lacking[first::step] -= step
     return lacking.reshape(images, -1)[:, : tokens.own].reshape(-1, 1)
 
 
