@@ -6,8 +6,8 @@ estimate of the curvature of the loss, leaving direction ``i`` out costs about `
 the directions that cost most to leave out for the bytes they take are kept, as many as the limits allow, with no more
 than an eighth of one weight's values in factors before all others have as much. A layer without any is closed. What is
 kept trains on, faster, as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a beginning
-that the task has chosen. On CPUs, gradients use a sample of the positions of large feature maps and half of a
-transformer's patches, another part in each step.
+that the task has chosen. On CPUs, gradients use a sample of the positions of large feature maps and of a transformer's
+patches, another one in each step.
 """
 
 from __future__ import annotations
