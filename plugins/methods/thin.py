@@ -35,7 +35,7 @@ Gradients = tuple[Tensor, ...]
 
 PLENTY = 128  # positions of a feature map, or patches of an image
 STEP = 5  # from one position of a sample to the next, at least
-STRIDE = 3  # from one token of a sample to the next, at most
+FARTHEST = 3  # from one token of a sample to the next, at most
 BALANCED = 1e-3  # the most that the square of a sum may be of the sum of squares, to be a sum of zero
 NARROWEST, EVEN = 16, 8  # products of so many columns and multiples of these take less time than those of fewer
 
@@ -190,7 +190,7 @@ class Sequences(Seen):
 
     def sample(self, turn: int, balanced: bool = False) -> Seen:
         """Every second or third token, counted as many times; beside them what other kinds lack or have too much of."""
-        step = stride_over(self.tokens.patches)
+        step = step_among(self.tokens.patches)
         if step == 1:
             return self
         first, own, rows = turn % step, self.tokens.own, self._rows
@@ -340,9 +340,9 @@ def step_over(positions: int, width: int) -> int:
     return next(step for step in count(max(STEP, positions // PLENTY)) if gcd(step, width) == 1)
 
 
-def stride_over(patches: int) -> int:
-    """From one token of a sample to the next, so that about 64 patches of an image are taken, or a third of more."""
-    return min(STRIDE, patches // (PLENTY // 2)) if patches >= PLENTY else 1
+def step_among(patches: int) -> int:
+    """From one token of a sample to the next, so that of an image 64 patches are taken or all, and a third at least."""
+    return max(1, min(FARTHEST, 2 * patches // PLENTY))
 
 
 def sums_to_zero(gradient: Tensor, channels: int) -> bool:
