@@ -5,12 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 from taps_registry.plugins.manager import PluginManager
@@ -18,11 +20,12 @@ from taps_registry.plugins.methods import Method, MethodSettings, live_tensors, 
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.lora import Lora
 from taps_registry.plugins.methods.reparametrised import Reparametrised
+from taps_registry.plugins.methods.sampling import Tokens, sample, step_among, step_over
 from taps_registry.plugins.methods.shortcuts import OfFactors, of_factors, of_weight
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank
-from taps_registry.plugins.methods.thin import Piece, Seen, Tokens, step_among, step_over, sums_to_zero
+from taps_registry.plugins.methods.thin import Piece, Seen, sums_to_zero
 from taps_registry.registry.training.optimisation import Optimisation
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -361,9 +364,10 @@ def test_samples_count_for_all_positions(shape: tuple[int, ...], turns: int) -> 
         Piece(slice(8, 24), torch.randn(16, 3), torch.randn(3, 16)),
     ]
     with torch.no_grad():
-        seen = Seen.of(layer, x, gradient, Tokens(1, 192))
-        every = seen.products(pieces, bias=True)
-        sampled = [seen.sample(turn).products(pieces, bias=True) for turn in range(turns)]
+        every = Seen.of(layer, x, gradient).products(pieces, bias=True)
+        parts_of_all = [sample(layer, x, gradient, turn, Tokens(1, 192)) for turn in range(turns)]
+        sampled = [part.seen(gradient).products(pieces, bias=True) for part in parts_of_all if part is not None]
+    assert len(sampled) == turns
     assert [tuple(one.shape) for one in every] == [(8, 2), (2, 16), (8,), (16, 3), (3, 16), (16,)]
     torch.testing.assert_close(torch.cat((every[2], every[5])), gradient.reshape(-1, 24).sum(0))
     for whole, parts in zip(every, zip(*sampled, strict=True), strict=True):
@@ -746,17 +750,56 @@ def test_what_a_layer_was_given_is_let_go_during_the_backward_pass(monkeypatch: 
     model = Around(nn.Linear(40, 30))
     way, _, _ = with_factors(model, "layer.weight", 2)
     assert way is not None
-    learn, given = way._learn, []
+    learn, kept = way._learn, []
 
-    def listening(inputs: Tensor, gradient: Tensor, first: bool) -> None:
-        given.append(weakref.ref(inputs))
-        learn(inputs, gradient, first)
+    def listening(gradient: Tensor, given: Tensor, part: None) -> None:
+        kept.append(weakref.ref(given))
+        learn(gradient, given, part)
 
     monkeypatch.setattr(way, "_learn", listening)
     loss = model(torch.randn(5, 40))
     loss.backward()
-    assert [one() for one in given] == [None]
+    assert [one() for one in kept] == [None]
     assert loss.grad_fn is not None, "the graph is there, and with it the hook"
+
+
+class Watched(Around):
+    """A layer whose inputs nobody else needs after it has been called."""
+
+    patch_embed = SimpleNamespace(grid_size=(12, 12))
+    num_prefix_tokens = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.scale * x
+        self.given = StorageWeakRef(given.untyped_storage())
+        return self.layer(given).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "is_kept"),
+    [
+        ("linear", (3, 145, 40), False),
+        ("linear", (3, 144, 40), True),
+        ("linear", (2, 12, 12, 40), False),
+        ("linear", (2, 11, 11, 40), True),
+    ],
+    ids=["tokens", "other tokens", "maps", "small maps"],
+)
+def test_of_what_a_linear_layer_was_given_a_sample_is_kept(case: str, shape: tuple[int, ...], is_kept: bool) -> None:
+    """On trial it is kept whole."""
+    model, x = Watched(PICTURES[case][0]()), torch.randn(shape)
+    way, *_ = with_factors(model, "layer.weight", 2, lambda: 0)
+    assert way is not None
+    model.layer.requires_grad_(False)
+    loss = model(x)
+    assert not model.given.expired()
+    loss.backward()
+    assert model.given.expired()
+    way.trusted = True
+    loss = model(x)
+    assert model.given.expired() is not is_kept
+    loss.backward()
+    assert way.pull_back()
 
 
 def test_gradients_of_several_calls_add_up() -> None:

@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from taps_registry import Registry
-from taps_registry.plugins.methods import Adaptation, thin
+from taps_registry.plugins.methods import Adaptation, sampling
 from taps_registry.registry.catalog import runs
 from taps_registry.registry.errors import (
     BusyError,
@@ -117,7 +117,7 @@ def test_a_run_with_closed_gates_resumes_to_the_same_artifact(
     with pytest.raises(Interrupted):
         add("stopped", **told, progress=StopsAfter(stop))
     assert registry.resume_task("stopped").digest == undisturbed.digest
-    monkeypatch.setattr(thin, "PLENTY", 10**9)
+    monkeypatch.setattr(sampling, "PLENTY", 10**9)
     assert add("all-positions", **told).digest != undisturbed.digest
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..architectures.pieces import tensor_of
 from . import Live
-from .thin import Gradients, Pair, Piece, Seen, Tokens, chained, sums_to_zero
+from .sampling import Sample, Tokens, sample
+from .thin import Gradients, Pair, Piece, Seen, chained, sums_to_zero
 
 CHEAPER = 0.5  # what a shortcut may cost, in multiplications, against the gradient of the weight
 TOLERANCE = 0.05  # how far it may be from the long way, against the size of the gradient
@@ -80,26 +81,34 @@ class Shortcut(ABC):
 
     def _listen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad and len(inputs) == 1 and self._is_reached(inputs[0]):
-            given = [inputs[0].detach()]  # let go as soon as it is used: a hook outlives the backward pass
-            first = not inputs[0].requires_grad
-            output.register_hook(lambda gradient: self._learn(given.pop(), gradient, first))  # type: ignore[no-untyped-call]
+            kept = [self._part_of(inputs[0], output)]  # let go as soon as it is used: a hook outlives the backward pass
+            output.register_hook(lambda gradient: self._learn(gradient, *kept.pop()))  # type: ignore[no-untyped-call]
+
+    def _part_of(self, given: Tensor, output: Tensor) -> tuple[Tensor | None, Sample | None]:
+        """What is kept of a call's inputs: all, or a sample, or on trial both. Of the model's first layer it is all."""
+        if self.turn is None or not given.requires_grad:
+            return given.detach(), None
+        part = sample(self.module, given.detach(), output, self.turn(), self.tokens)
+        self.thinned |= part is not None
+        return None if part is not None and self.trusted else given.detach(), part
 
     def _is_reached(self, given: Tensor) -> bool:
         """Whether gradients come to the outputs even where the weight asks for none."""
         return given.requires_grad or (self.module.bias is not None and self.module.bias.requires_grad)
 
     @torch.no_grad()
-    def _learn(self, given: Tensor, gradient: Tensor, first: bool) -> None:
-        """Take in a call of the layer. Where it is the first of the model, every position counts."""
+    def _learn(self, gradient: Tensor, given: Tensor | None, part: Sample | None) -> None:
+        """Take in a call of the layer, as far as its inputs were kept."""
         if self.turn is not None and self.trusted is None:
             self.balanced &= sums_to_zero(gradient, 1 if isinstance(self.module, nn.Conv2d) else -1)
-        seen = Seen.of(self.module, given, gradient, self.tokens)
-        part = seen if self.turn is None or first else seen.sample(self.turn(), self.balanced)
-        self.thinned |= part is not seen
-        made = self._of(part)
-        self.found = _sum(self.found, made)
-        if self.trusted is None:
-            self.tried = _sum(self.tried, made if part is seen else self._of(seen))
+        if given is not None:
+            whole = self._of(Seen.of(self.module, given, gradient))
+            if self.trusted is None:
+                self.tried = _sum(self.tried, whole)
+            if part is None:
+                self.found = _sum(self.found, whole)
+        if part is not None:
+            self.found = _sum(self.found, self._of(part.seen(gradient, self.balanced)))
 
     @torch.no_grad()
     def judge(self) -> None:
