@@ -752,9 +752,9 @@ def test_what_a_layer_was_given_is_let_go_during_the_backward_pass(monkeypatch: 
     assert way is not None
     learn, kept = way._learn, []
 
-    def listening(gradient: Tensor, given: Tensor, part: None) -> None:
+    def listening(gradient: Tensor, given: Tensor, thin: bool) -> None:
         kept.append(weakref.ref(given))
-        learn(gradient, given, part)
+        learn(gradient, given, thin)
 
     monkeypatch.setattr(way, "_learn", listening)
     loss = model(torch.randn(5, 40))

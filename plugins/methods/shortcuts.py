@@ -81,34 +81,38 @@ class Shortcut(ABC):
 
     def _listen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad and len(inputs) == 1 and self._is_reached(inputs[0]):
-            kept = [self._part_of(inputs[0], output)]  # let go as soon as it is used: a hook outlives the backward pass
-            output.register_hook(lambda gradient: self._learn(gradient, *kept.pop()))  # type: ignore[no-untyped-call]
+            given, thin = inputs[0].detach(), self.turn is not None and inputs[0].requires_grad
+            part = self._sample(given, output) if thin and self.trusted else None
+            kept = [given if part is None else part]  # let go as soon as it is used: a hook outlives the backward pass
+            output.register_hook(lambda gradient: self._learn(gradient, kept.pop(), thin))  # type: ignore[no-untyped-call]
 
-    def _part_of(self, given: Tensor, output: Tensor) -> tuple[Tensor | None, Sample | None]:
-        """What is kept of a call's inputs: all, or a sample, or on trial both. Of the model's first layer it is all."""
-        if self.turn is None or not given.requires_grad:
-            return given.detach(), None
-        part = sample(self.module, given.detach(), output, self.turn(), self.tokens)
-        self.thinned |= part is not None
-        return None if part is not None and self.trusted else given.detach(), part
+    def _sample(self, given: Tensor, output: Tensor) -> Sample | None:
+        return None if self.turn is None else sample(self.module, given, output, self.turn(), self.tokens)
 
     def _is_reached(self, given: Tensor) -> bool:
         """Whether gradients come to the outputs even where the weight asks for none."""
         return given.requires_grad or (self.module.bias is not None and self.module.bias.requires_grad)
 
     @torch.no_grad()
-    def _learn(self, gradient: Tensor, given: Tensor | None, part: Sample | None) -> None:
-        """Take in a call of the layer, as far as its inputs were kept."""
-        if self.turn is not None and self.trusted is None:
-            self.balanced &= sums_to_zero(gradient, 1 if isinstance(self.module, nn.Conv2d) else -1)
-        if given is not None:
-            whole = self._of(Seen.of(self.module, given, gradient))
-            if self.trusted is None:
-                self.tried = _sum(self.tried, whole)
-            if part is None:
-                self.found = _sum(self.found, whole)
-        if part is not None:
-            self.found = _sum(self.found, self._of(part.seen(gradient, self.balanced)))
+    def _learn(self, gradient: Tensor, kept: Tensor | Sample, thin: bool) -> None:
+        """Take in a call of the layer.
+
+        Args:
+            gradient: of its outputs.
+            kept: inputs, or a sample of them.
+            thin: whether a sample will do, as everywhere but in the model's first layer.
+        """
+        if isinstance(kept, Sample):
+            self.found = _sum(self.found, self._of(kept.seen(gradient, self.balanced)))
+            return
+        made = self._of(Seen.of(self.module, kept, gradient))
+        if self.trusted is None:
+            self.tried = _sum(self.tried, made)
+            if thin:
+                self.balanced &= sums_to_zero(gradient, 1 if isinstance(self.module, nn.Conv2d) else -1)
+            if thin and (part := self._sample(kept, gradient)) is not None:
+                self.thinned, made = True, self._of(part.seen(gradient, self.balanced))
+        self.found = _sum(self.found, made)
 
     @torch.no_grad()
     def judge(self) -> None:
