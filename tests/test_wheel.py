@@ -54,7 +54,9 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: str, folder: Path) -> str:
+    """What a command prints. It computes on one core: the tests beside it have the others."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPS_")}
+    environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
         [str(program), *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
     )
