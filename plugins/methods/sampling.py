@@ -83,13 +83,11 @@ class SampledTokens(Sample):
     Attributes:
         given: inputs, ``(n, C_in)``.
         own: inputs at tokens that are no patches, ``(N * own, C_in)``: all of them count once, wherever samples lie.
-        images: ``N``.
         tokens: what an image is.
     """
 
     given: Tensor
     own: Tensor
-    images: int
     tokens: Tokens
 
     @classmethod
@@ -99,13 +97,13 @@ class SampledTokens(Sample):
         if step == 1:
             return None
         own = joined(given[:, : tokens.own]).clone()
-        return cls(turn % step, step, joined(given)[turn % step :: step].clone(), own, len(given), tokens)
+        return cls(turn % step, step, joined(given)[turn % step :: step].clone(), own, tokens)
 
     def seen(self, gradient: Tensor, balanced: bool = False) -> Seen:
         """Beside every so many tokens, what others than patches lack or have too much of."""
         beside = None
         if self.tokens.own:
-            lacking = _lacking(self.images, self.tokens, self.first, self.step, gradient.device, gradient.dtype)
+            lacking = _lacking(len(gradient), self.tokens, self.first, self.step, gradient.device, gradient.dtype)
             beside = Rows(self.own, joined(gradient[:, : self.tokens.own]) * lacking)
         return Rows(self.given, self._here(joined(gradient)), self.step, beside)
 
