@@ -494,14 +494,19 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
     "piggyback": ("resnet", {"lr": 5e-2}),
     "diff-pruning": ("vit", {"keep": 0.01, "lr": 5e-3, "epochs": 4, "score_lr": 1.0, "sparsity": 50.0}),
     "taps-lora": ("resnet", {**GATED, "granularity": "block"}),
-    "taps-rank": ("vit", {"budget": "10%"}),
+    "taps-rank": ("vit", {"budget": "10%", "epochs": 10}),
     "taps": ("vit", {**GATED, "granularity": "block"}),
     "vmt-adapter": ("vit", {}),
     "vmt-adapter-lite": ("vit", {}),
 }
 
 
-STOPS = {"diff-pruning": (1, 2, 3), "taps": (2,), "taps-lora": (2,)}  # searching, between, refitting; gates closed
+STOPS = {
+    "diff-pruning": (1, 2, 3),  # searching, between, refitting
+    "taps": (2,),  # gates closed
+    "taps-lora": (2,),
+    "taps-rank": (1, 8, 9),  # all trains, the first half is to rest, it rests
+}
 
 
 @pytest.mark.parametrize("method", RESUMED)

@@ -60,11 +60,26 @@ class Steps:
             ranks.curvature.copy_(torch.rand(len(energy), generator=chance).to(energy) / energy)
         elif isinstance(gates := getattr(self.trainer.adaptation, "scores", None), Steering):
             gates.worth.copy_(torch.rand(len(gates.worth), generator=chance))
-        self.done = BEYOND // 2
-        with torch.compiler.set_stance("force_eager"):  # shortcuts are on trial in this step, and compiled after it
-            self()
+        self._go_to(0.5)
         if not self.trainer.adaptation.settled(0):
             raise click.ClickException("The loop did not fix what is stored: `fix` of this file must follow it.")
+
+    def near_end(self) -> bool:
+        """Go on to the last part of the run. Returns whether fewer parameters train there."""
+        before = self._asking()
+        self._go_to(0.9)
+        return self._asking() < before
+
+    def _asking(self) -> int:
+        return sum(parameter.requires_grad for parameter in self.trainer.raw.parameters())
+
+    def _go_to(self, done: float) -> None:
+        """Take a step where this share of the run lies behind."""
+        import torch
+
+        self.done = round(done * BEYOND)
+        with torch.compiler.set_stance("force_eager"):  # shortcuts are on trial in this step, and compiled after it
+            self()
 
     def opened(self) -> str:
         """Which layers train, for the note."""

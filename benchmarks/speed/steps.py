@@ -10,7 +10,7 @@ from .ratios import Ratio, in_turns, summed_up
 
 
 def steps(options: Options) -> Iterator[Ratio]:
-    """A step before and after what is stored is fixed, and one of the usual implementation, against one of full."""
+    """Steps before and after what is stored is fixed, near the end, and of the usual implementation, against full's."""
     from taps_registry.registry.training.allocator import kept_memory
 
     with kept_memory():
@@ -40,3 +40,7 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
         yield summed_up("steps", what % f"{method}, fixed", ratios, target=0.80, note=spender.opened())
         ratios = in_turns(spender, composed, options.pairs)
         yield summed_up("steps", f"{model}: a step of {method}, fixed / of W0 + I*D", ratios)
+        if spender.near_end():
+            spender.warm_up()
+            ratios = in_turns(spender, full, options.pairs)
+            yield summed_up("steps", what % f"{method}, near the end of the run", ratios)

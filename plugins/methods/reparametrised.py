@@ -134,8 +134,8 @@ class Reparametrised(Adaptation):
         self.write()
 
     def _take_shortcuts(self) -> None:
-        """Of the units that have one, by name of the weight; each is on trial."""
-        products = [unit for unit in self.units if isinstance(unit, Product)]
+        """Of the units that train and have one, by name of the weight; each is on trial."""
+        products = [unit for unit in self.units if isinstance(unit, Product) and unit.live.owner.requires_grad]
         turn = (lambda: self.turn) if self.thrifty else None
         self.shortcuts = of_factors(self.model, [(unit.live, unit.pair) for unit in products], turn)
 
