@@ -15,7 +15,7 @@ from taps_registry.plugins.architectures import Layer, Partition
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import MethodSettings
 from taps_registry.plugins.methods.limits import Limit
-from taps_registry.plugins.methods.taps_rank import RESTS_AT, RankAdaptation, first_half
+from taps_registry.plugins.methods.taps_rank import RankAdaptation, first_half
 from taps_registry.registry.training.optimisation import Optimisation
 
 STEPS = 20
@@ -112,10 +112,10 @@ class Run:
 @pytest.mark.parametrize("name", ["test_vit", "test_vit4"])
 def test_late_in_the_run_only_the_second_half_trains(name: str, norms: str) -> None:
     run = Run(name, norms=norms)
-    early = run.moved_by(lambda: run.step(RESTS_AT - 0.01))
+    early = run.moved_by(lambda: run.step(0.79))
     assert {run.rests(name) for name in early} == {True, False}
     for _ in range(3):  # on trial, trusted, and once more
-        assert run.moved_by(lambda: run.step(RESTS_AT)) == {name for name in early if not run.rests(name)}
+        assert run.moved_by(lambda: run.step(0.8)) == {name for name in early if not run.rests(name)}
 
 
 @pytest.mark.parametrize("norms", ["task", "frozen"])
@@ -124,7 +124,7 @@ def test_what_trains_on_has_the_gradients_it_would_have_had(name: str, norms: st
     run = Run(name, norms=norms)
     usual = run.gradients()
     run.optimisation.weights.zero_grad()
-    assert run.adaptation.start_step(RESTS_AT)
+    assert run.adaptation.start_step(0.8)
     for _ in range(2):
         late = run.gradients()
         run.optimisation.weights.zero_grad()
@@ -147,9 +147,10 @@ def test_the_backward_pass_ends_before_the_first_half(norms: str) -> None:
         block.register_forward_hook(
             lambda module, given, output, index=index: reached.append((index, output.requires_grad))
         )
-    for done in (RESTS_AT - 0.01, RESTS_AT, RESTS_AT):
+    for done in (0.79, 0.8, 0.8):
         reached.clear()
         run.step(done)
+    assert not any(run.rests(name) for name in run.adaptation.shortcuts), "nobody listens there"
     assert reached == [(index, index >= len(run.model.blocks) // 2) for index in range(len(run.model.blocks))]
 
 
@@ -160,15 +161,15 @@ def test_the_optimiser_is_told_and_forgets_what_rests() -> None:
     plain = [name for name in run.trained() if " " not in name and run.rests(name)]
     assert plain
     assert any(run.trained()[name] in known for name in plain)
-    assert [run.step(RESTS_AT) for _ in range(3)] == [True, True, False], "weights that are trusted rest in the second"
+    assert [run.step(0.8) for _ in range(3)] == [True, True, False], "weights that are trusted rest in the second"
     assert not any(run.trained()[name] in known for name in plain)
 
 
 def test_a_run_that_has_more_before_it_trains_all_of_it_again() -> None:
     run = Run("test_vit")
     early = run.moved_by(lambda: run.step(0.5))
-    run.step(RESTS_AT)
+    run.step(0.8)
     assert run.moved_by(lambda: run.step(0.5)) == early
-    run.step(RESTS_AT)
+    run.step(0.8)
     run.adaptation.begin_again()
     assert run.moved_by(lambda: run.step(0.0)) >= {name for name in early if " " not in name}
