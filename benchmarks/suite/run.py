@@ -28,9 +28,8 @@ from . import make, rows, runs
 from .contenders import CONTENDERS, GRID, Contender
 from .rows import Row
 from .runs import Job
-from .tasks import SIZES
+from .tasks import SIZES, TASKS
 
-TASKS = ("digits", "greek", "typefaces", "textures", "shapes", "counts")
 QUICK_TASKS = ("greek", "textures")
 SEARCH_SEED = 0
 RATES = {"resnet34": 6e-3, "densenet": 4e-3, "vit": 2e-3}
@@ -203,7 +202,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of every run (default: {EPOCHS})")
     parser.add_argument("--seeds", type=int, default=1 if quick else 3, help="how many (default: 3)")
     for name, known, default in (
-        ("tasks", make.TASKS, QUICK_TASKS if quick else TASKS),
+        ("tasks", TASKS, QUICK_TASKS if quick else TASKS),
         ("backbones", RATES, ("resnet34",) if quick else RATES),
         ("methods", CONTENDERS, CONTENDERS),
     ):
