@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks a
 
 from benchmarks.published import run as published
 from benchmarks.published.protocols import PROTOCOLS, Protocol
-from benchmarks.suite import make, rows, run, runs, tables
+from benchmarks.suite import make, pictures, rows, run, runs, summaries, tables
 from benchmarks.suite.bases import SMALL
 from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.rows import Row
@@ -28,14 +28,14 @@ TINY = SIZES["tiny"]
 EVERY = [*TASKS.values(), latin()]
 
 
-def pictures(source: Source, split: str, size: Any = TINY) -> list[tuple[str, bytes]]:
+def drawn(source: Source, split: str, size: Any = TINY) -> list[tuple[str, bytes]]:
     return [(picture.label, picture.pixels.tobytes()) for picture in source.pictures(split, size)]
 
 
 @pytest.mark.parametrize("source", EVERY, ids=lambda source: source.name)
 def test_a_task_is_the_same_each_time_and_its_splits_share_no_image(source: Source) -> None:
-    found = {split: pictures(source, split) for split in SPLITS}
-    assert found == {split: pictures(source, split) for split in SPLITS}
+    found = {split: drawn(source, split) for split in SPLITS}
+    assert found == {split: drawn(source, split) for split in SPLITS}
     every = [pixels for split in SPLITS for _, pixels in found[split]]
     assert len(every) == len(set(every))
     classes = {split: {label for label, _ in found[split]} for split in SPLITS}
@@ -44,7 +44,7 @@ def test_a_task_is_the_same_each_time_and_its_splits_share_no_image(source: Sour
 
 @pytest.mark.parametrize("source", EVERY, ids=lambda source: source.name)
 def test_more_images_leave_those_of_a_smaller_size_as_they_are(source: Source) -> None:
-    assert set(pictures(source, "val")) <= set(pictures(source, "val", replace(TINY, val=4 * TINY.val)))
+    assert set(drawn(source, "val")) <= set(drawn(source, "val", replace(TINY, val=4 * TINY.val)))
 
 
 def test_no_scan_of_a_digit_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,13 +217,13 @@ def test_the_learning_rate_is_chosen_on_validation_images_of_the_search_only() -
         result("full", "shapes", 0, 0.9, lr="0.01", val=0.99),
     ]
     assert run.chosen(found) == {("full", "resnet"): "0.003"}
-    assert tables.finals(found) == [found[1], found[4]]
+    assert summaries.finals(found) == [found[1], found[4]]
 
 
 def test_tables_pair_each_run_with_full_fine_tuning() -> None:
     found = [result("full", task, seed, 0.8 + 0.1 * seed) for task in ("greek", "shapes") for seed in (0, 1)]
     found += [result("taps 5%", "greek", 0, 0.79), result("taps 5%", "greek", 1, 0.87)]
-    made = tables.summarise(found[4:], found[:4])
+    made = summaries.summarise(found[4:], found[:4])
     assert made is not None
     assert made.accuracy == pytest.approx(0.83)
     assert made.behind == pytest.approx(-0.02)
@@ -234,7 +234,7 @@ def test_seeds_of_one_task_and_backbone_are_one_measurement_in_the_standard_erro
     found = [result("full", task, seed, 0.5) for task in ("greek", "shapes", "counts") for seed in (0, 1)]
     for task, tests in (("greek", (0.50, 0.52)), ("shapes", (0.51, 0.53)), ("counts", (0.56, 0.60))):
         found += [result("taps 5%", task, seed, test) for seed, test in enumerate(tests)]
-    made = tables.summarise(found[6:], found[:6])
+    made = summaries.summarise(found[6:], found[:6])
     assert made is not None
     assert made.runs == 6
     assert made.behind == pytest.approx(0.11 / 3)  # of 0.01, 0.02 and 0.08
@@ -246,8 +246,26 @@ def test_a_short_table_has_the_named_rows_only() -> None:
     found.append(replace(found[3], recoded="int4"))
     lines = tables.overview(found, only=tables.BRIEF).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| full", "| norm-only", "| taps 10%"]
-    named = {tables.label(replace(found[0], method=name, recoded=recoded)) for name, recoded in made_by_the_suite()}
+    named = {summaries.label(replace(found[0], method=name, recoded=recoded)) for name, recoded in made_by_the_suite()}
     assert set(tables.BRIEF) <= named
+
+
+def test_two_methods_are_compared_head_to_head_on_each_backbone() -> None:
+    found = [
+        replace(result(method, task, 0, test + 0.1 * (backbone == "vit")), backbone=backbone)
+        for backbone in ("resnet34", "vit")
+        for task, tests in (("greek", (0.50, 0.53)), ("shapes", (0.60, 0.61)))
+        for method, test in zip(("lora 5%", "taps-rank 5%"), tests, strict=True)
+    ]
+    found.append(replace(found[-1], task="counts"))  # the other one has no such run
+    lines = tables.head_to_head(found).splitlines()
+    assert lines[0] == "| method | against | resnet34 | vit | all |"
+    assert lines[2:] == ["| taps-rank 5% | lora 5% | +2.0 ± 1.0 | +2.0 ± 1.0 | +2.0 ± 0.6 |"]
+
+
+def test_every_rival_is_run_by_the_suite() -> None:
+    known = {f"{name}, re-encoded as {recoded}" if recoded else name for name, recoded in made_by_the_suite()}
+    assert {name for pair in tables.RIVALS for name in pair} <= known
 
 
 def made_by_the_suite() -> list[tuple[str, str]]:
@@ -256,13 +274,13 @@ def made_by_the_suite() -> list[tuple[str, str]]:
 
 
 def test_no_two_series_of_the_picture_differ_by_hue_alone() -> None:
-    looks = [(one.marker, one.line, one.hollow) for one in tables.SERIES.values()]
+    looks = [(one.marker, one.line, one.hollow) for one in pictures.SERIES.values()]
     assert len(looks) == len(set(looks))
     found = [
         replace(result(name, "greek", 0, 0.5), recoded=encoding, share=0.1) for name, encoding in made_by_the_suite()
     ]
-    families = {tables._family(name) for name in tables.labels(found)} - {"full", "head-only"}
-    assert families == set(tables.SERIES)
+    families = {pictures._family(name) for name in summaries.labels(found)} - {"full", "head-only"}
+    assert families == set(pictures.SERIES)
 
 
 def test_rows_of_several_sizes_or_lengths_do_not_go_into_one_table(
@@ -305,7 +323,7 @@ def test_the_middle_rates_have_a_column_where_they_have_all_runs() -> None:
     found += rows_at("taps 5%", 0.7, "9") + rows_at("head-only", 0.6, "9")
     others = rows_at("full", 0.8, middle["full"]) + rows_at("taps 5%", 0.75, middle["taps 5%"])
     others += rows_at("head-only", 0.65, middle["head-only"], (0,))
-    assert tables.middles([*found, *others]) == [*rows_at("full", 0.8, middle["full"]), *others]
+    assert summaries.middles([*found, *others]) == [*rows_at("full", 0.8, middle["full"]), *others]
     told = tables.overview(found, others)
     assert "| taps 5% | 2 | 70.0 | -10.0 | -5.0 | 10.00 |" in told
     assert "| head-only | 2 | 60.0 | -20.0 |  | 10.00 |" in told
@@ -326,10 +344,10 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
     assert "The norms alone take more." in text
     assert "(2 here)" in text
     assert "`python -m benchmarks.suite.run --size tiny --epochs 1`." in text
-    tables.accuracy_picture(found, tmp_path / "accuracy.svg")
-    tables.layers_picture(found, tmp_path / "layers.svg")
+    pictures.accuracy(found, tmp_path / "accuracy.svg")
+    pictures.layers(found, tmp_path / "layers.svg")
     again = tmp_path / "again.svg"
-    tables.accuracy_picture(found, again)
+    pictures.accuracy(found, again)
     assert again.read_bytes() == (tmp_path / "accuracy.svg").read_bytes()
 
 
