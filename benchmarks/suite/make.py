@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is imported, in the processes that train as well: another number of threads rounds otherwise.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import argparse
 import json
 import math

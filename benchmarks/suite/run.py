@@ -7,12 +7,9 @@ finish; what has a row there is not run again.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, in the processes that train as well
-
 import argparse
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
