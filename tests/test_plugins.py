@@ -16,7 +16,7 @@ from torch import nn
 from taps_registry import Registry
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
-from taps_registry.plugins import Architecture, Generic, Layer, Partition
+from taps_registry.plugins import Architecture, Generic, Layer, Partition, testing
 from taps_registry.plugins.architectures.pieces import Pieces, tensor_of
 from taps_registry.plugins.manager import PluginInfo, PluginManager
 from taps_registry.registry.errors import IntegrityError, PartitionError, PluginError
@@ -532,3 +532,7 @@ def test_a_partition_that_is_wrong_keeps_a_base_out(install: Install, tmp_path: 
         with pytest.raises(PartitionError, match=r"in no group: head\.fc\.bias, head\.fc\.weight"):
             registry.add_base("base", "test_byobnet", random_init=True, input_size=32)
         assert registry.bases() == ()
+
+
+def test_suites_are_not_collected_where_they_are_imported() -> None:
+    assert [name for name in testing.__all__ if name.startswith("Test")] == []
