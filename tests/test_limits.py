@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,6 +236,39 @@ def test_a_budget_gives_way_to_what_the_registrys_budgets_have_left(
     assert task.bytes <= limit.get("max_bytes", task.bytes)
     assert task.params.total <= limit.get("max_params", task.params.total)
     assert [note for note in listener.notes if "less than --budget 30% allows: 'task' keeps to that as well." in note]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"budget": "2%"}, "56% of --budget 2% goes to what 'task' stores in any case"),
+        ({"budget": "2%"}, "more: a larger budget, an --encoding of fewer bits, --norms frozen."),
+        ({"budget": "5k"}, "more: a larger budget, --norms frozen."),
+        ({"budget": "3%,25kB"}, "of --budget 25kB goes"),
+        ({"budget": "4kB", "norms": "frozen"}, "more: a larger budget, an --encoding of fewer bits."),
+        ({"budget": "3%"}, ""),
+        ({"budget": "2%", "encoding": "int4"}, ""),
+        ({"budget": "1%"}, ""),  # too small for them: an error says so
+        ({"budget": "102%", "method": "full"}, ""),  # does not steer: it stores the same with any budget
+    ],
+)
+def test_a_budget_that_leaves_little_for_layers_is_said_before_training(
+    registry: Registry, images: Path, told: dict[str, str], said: str
+) -> None:
+    listener = Listener()
+    registry.estimate("task", "base", images, progress=listener, **{"workers": 0, **told})
+    notes = [note for note in listener.notes if "little is left for its layers" in note]
+    assert len(notes) == bool(said)
+    assert not said or said in notes[0]
+
+
+def test_a_resumed_run_does_not_say_again_that_little_is_left_for_layers(registry: Registry, add: Add) -> None:
+    listener = Listener(stop=1)
+    with pytest.raises(Interrupted):
+        add("task", budget="2%", epochs=2, progress=listener)
+    again = Listener()
+    registry.resume_task("task", progress=again)
+    assert not [note for note in again.notes if "little is left" in note]
 
 
 def test_a_budget_within_what_is_left_stays_as_it_was_said(registry: Registry, add: Add) -> None:

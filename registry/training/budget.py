@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .job import Job
 
 FLOAT = 4  # bytes
+MOST = 0.5  # of a budget, taken by the cheapest outcome: what is left for layers is scarce
 
 
 def settle(session: Session, base: str, text: str) -> str:
@@ -184,6 +185,25 @@ def require_fit(job: Job, task: str) -> None:
                 f"at {outcome} takes {used:,}: {used - limit.amount:,} too many. Give it more, or let it store less: "
                 f"{advice}."
             )
+
+
+def scarce(job: Job, task: str) -> str:
+    """What to say of a budget most of which goes to what is stored in any case, such as norms; empty for others."""
+    method, settings = job.method, job.method_settings
+    if "limits" not in method.options:
+        return ""
+    cheapest = method.least(job.model, job.partition, settings)
+    for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
+        share = limit.used(cheapest) / max(1, limit.amount)
+        if MOST < share <= 1:
+            more = ["a larger budget"]
+            more += ["an --encoding of fewer bits"] if limit.in_bytes else []
+            more += ["--norms frozen"] if settings.norms == "task" else []
+            return (
+                f"{share:.0%} of --budget {part.text} goes to what {task!r} stores in any case, such as norms, and "
+                f"little is left for its layers. What leaves more: {', '.join(more)}."
+            )
+    return ""
 
 
 def require_kept(job: Job, stored: Stored, file: int, task: str) -> None:

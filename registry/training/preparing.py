@@ -18,7 +18,7 @@ from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
 from ..store.artifact import factors_of
-from .budget import binding, limits, settle, what_is_left
+from .budget import binding, limits, scarce, settle, what_is_left
 from .data import open_data
 from .device import make_accelerator
 from .job import Common, Job
@@ -109,7 +109,10 @@ def prepare(
         )
         job = replace(job, settings=replace(job.settings, budget=f"{job.settings.budget},{part.text}"))
     told = replace(job.method_settings, limits=limits(job), factors=factors_of(job.encoding, context.plugins))
-    return Prepared(base, replace(job, method_settings=told))
+    job = replace(job, method_settings=told)
+    if not resumed and (note := scarce(job, task)):
+        progress.note(note)
+    return Prepared(base, job)
 
 
 def _require_enough(settings: TaskSettings, images: int) -> None:
