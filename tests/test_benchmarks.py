@@ -259,8 +259,8 @@ def test_two_methods_are_compared_head_to_head_on_each_backbone() -> None:
     ]
     found.append(replace(found[-1], task="counts"))  # the other one has no such run
     lines = tables.head_to_head(found).splitlines()
-    assert lines[0] == "| method | against | resnet34 | vit | all |"
-    assert lines[2:] == ["| taps-rank 5% | lora 5% | +2.0 ± 1.0 | +2.0 ± 1.0 | +2.0 ± 0.6 |"]
+    assert lines[0] == "| method | against | % of base bytes | resnet34 | vit | all |"
+    assert lines[2:] == ["| taps-rank 5% | lora 5% | 10.0 / 10.0 | +2.0 ± 1.0 | +2.0 ± 1.0 | +2.0 ± 0.6 |"]
 
 
 def test_every_rival_is_run_by_the_suite() -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from math import isnan
 from pathlib import Path
+from statistics import mean
 
 from . import pictures, rows
 from .contenders import CONTENDERS
@@ -31,13 +32,13 @@ BRIEF = (  # the rows of README.md
     "taps-rank 5%",
     "taps-rank 10%",
 )
-RIVALS = (  # who is compared with whom: about the same bytes, or more for the other
+RIVALS = (  # who is compared with whom, at about the same bytes where there is such a one
     ("taps-rank 10%", "lora 10%"),
     ("taps-rank 5%", "lora 5%"),
     ("taps-rank 10%, re-encoded as int4", "lora 10%, re-encoded as int4"),
     ("taps-rank 1% int4", "lora 10%, re-encoded as int4"),
     ("taps-rank 1% int4", "lora 1%"),
-    ("taps-rank 2% int4", "norm-only"),
+    ("taps-rank 1% int4", "norm-only"),
     ("taps-rank 2%", "norm-only"),
     ("taps-rank 2% int4", "piggyback"),
     ("taps-rank 10%", "first 10%"),
@@ -130,8 +131,9 @@ def head_to_head(found: Sequence[Row], pairs: Iterable[tuple[str, str]] = RIVALS
             continue
         here = [[[row for row in some if row.backbone == backbone] for some in both] for backbone in backbones]
         made = [summarise(some, reference) for some, reference in [*here, both]]
-        lines.append([one, other, *(_points(difference) or "—" for difference in made)])
-    return table(["method", "against", *backbones, "all"], lines)
+        shares = " / ".join(f"{100 * mean(row.share for row in some):.1f}" for some in both)
+        lines.append([one, other, shares, *(_points(difference) or "—" for difference in made)])
+    return table(["method", "against", "% of base bytes", *backbones, "all"], lines)
 
 
 def learning_rates(found: Sequence[Row]) -> str:
@@ -184,7 +186,7 @@ def page(found: Sequence[Row], stem: str) -> str:
         by(last, lambda row: row.backbone, shares=True),
         "## Head to head",
         "By how many points of test accuracy a method is ahead of another, of the same seed, with the standard error "
-        "over pairs of task and backbone. Both take about the same bytes, or the other one takes more.",
+        "over pairs of task and backbone. Bytes are those of the one and of the other.",
         head_to_head(last),
         "## By task",
         by(last, lambda row: row.task, shares=False),
