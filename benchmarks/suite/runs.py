@@ -86,6 +86,7 @@ def printed(lr: float) -> str:
 
 
 _homes: list[Registry] = []
+_ranks: dict[tuple[str, str, str], int] = {}  # by size, backbone and contender: the same for every task
 
 
 def prepare(folder: str) -> None:
@@ -104,8 +105,7 @@ def carry_out(job: Job) -> list[Row]:
     """
     home = _homes[0]
     base = _base(home, job)
-    row = replace(job.row(), rank=fitting_rank(home, job, base) if job.contender.share is not None else None)
-    row = replace(row, **circumstances(job.device))
+    row = replace(job.row(), rank=_rank(home, job, base), **circumstances(job.device))
     settings = job.settings | ({} if row.rank is None else {"rank": row.rank})
     began = time.perf_counter()
     try:
@@ -136,6 +136,16 @@ def _forget(home: Registry, name: str, *, keep: bool = False) -> None:
         if task.name == name and not (keep and task.state == "ready"):
             home.remove(name)
             home.gc()
+
+
+def _rank(home: Registry, job: Job, base: Base) -> int | None:
+    """The rank that a contender's share comes to, looked for once in each process; None without a share."""
+    if job.contender.share is None:
+        return None
+    which = (job.size, job.backbone, job.contender.name)
+    if which not in _ranks:
+        _ranks[which] = fitting_rank(home, job, base)
+    return _ranks[which]
 
 
 def fitting_rank(home: Registry, job: Job, base: Base) -> int:
