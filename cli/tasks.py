@@ -139,6 +139,8 @@ def add_task(
         raise click.UsageError("A new task needs --base and --data; an interrupted one needs --resume.")
     if resume and dry_run:
         raise click.UsageError("--dry-run is for a new task; a resumed run keeps the settings it was started with.")
+    if given.get("budget") == "":
+        raise click.UsageError("--budget is empty. Give it an amount, such as 5%, or leave it out for no limit.")
     if method_args:
         from ..registry.models.build import parse_arguments
 

@@ -27,10 +27,10 @@ class Amount:
 
 def parse(text: str) -> tuple[Amount, ...]:
     """The parts of a budget. Raises SettingsError for what is none."""
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text else ()
+    return tuple(_parse(part.strip(), text) for part in text.split(",")) if text else ()
 
 
-def _parse(text: str) -> Amount:
+def _parse(text: str, whole: str) -> Amount:
     try:
         if text.startswith(REMAINING):
             found = Amount(int(text.removeprefix(REMAINING)), "remaining", text)
@@ -44,7 +44,7 @@ def _parse(text: str) -> Amount:
         found = Amount(0, "", text)
     if not 0 < found.value < float("inf"):
         raise SettingsError(
-            f"--budget {text!r} is not a valid budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
+            f"--budget {whole!r} is not a valid budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
             "remaining/3 (of what the registry's budgets have left), 5%,2MB (both)."
         )
     return found

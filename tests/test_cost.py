@@ -17,7 +17,8 @@ from taps_registry.plugins.architectures import Partition
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Stored
-from taps_registry.registry.errors import NotFoundError, SettingsError
+from taps_registry.plugins.testing.home import Listener
+from taps_registry.registry.errors import Interrupted, NotFoundError, SettingsError
 from taps_registry.registry.models.measure import footprint, parameters, roles
 from taps_registry.registry.records import BaseCost, Params, Task
 from taps_registry.registry.store.packed import open_packed
@@ -267,7 +268,6 @@ def test_costs_of_some_tasks_leave_out_the_others_and_their_bases(registry: Regi
     assert cost.total.multiple_if_copied == 3
     assert [found.base for found in registry.cost(["elsewhere"]).bases] == ["other"]
     assert [found.base for found in registry.cost().bases] == ["base", "other"]
-    assert registry.cost(["elsewhere"], base="base").bases == ()
 
 
 def test_a_cost_that_cannot_be_told_says_why(registry: Registry) -> None:
@@ -275,8 +275,18 @@ def test_a_cost_that_cannot_be_told_says_why(registry: Registry) -> None:
         registry.cost(["head", "hed"])
     with pytest.raises(NotFoundError, match=r"no base 'nobase'. Did you mean 'base'"):
         registry.cost(base="nobase")
+    with pytest.raises(SettingsError, match="The task 'elsewhere' is on the base 'other', not on 'base'"):
+        registry.cost(["head", "elsewhere"], base="base")
     with pytest.raises(SettingsError, match="Costs can be broken down by task, layer, kind, not by 'colour'"):
         registry.cost(by="colour")
+
+
+def test_a_task_in_training_has_no_cost_yet(registry: Registry, images: Path) -> None:
+    with pytest.raises(Interrupted):
+        registry.add_task("waits", "base", images, progress=Listener(stop=1), **{**QUICK, "epochs": 2})
+    with pytest.raises(NotFoundError, match=r"'waits' is still in training.* add-task waits --resume"):
+        registry.cost(["head", "waits"])
+    registry.remove("waits")
 
 
 def test_costs_come_with_their_budgets(registry: Registry, cost: BaseCost) -> None:

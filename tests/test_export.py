@@ -112,6 +112,19 @@ def test_torch_alone_loads_a_program_with_the_same_logits_bit_for_bit(house: Hou
     assert len(set(found.values())) == 2 * len(PROGRAMS)
 
 
+def test_a_program_takes_images_of_the_tasks_own_size(
+    registry: Registry, add: Callable[..., object], tmp_path: Path
+) -> None:
+    add("large", method="norm-only", input_size=64)
+    registry.export("large", tmp_path / "large.pt2")
+    program = torch.export.load(tmp_path / "large.pt2").module()
+    noise = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(program(noise), registry.load("large", device="cpu").model(noise))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(torch.zeros(1, 3, 32, 32))
+
+
 @pytest.mark.parametrize("method", BESIDE)
 def test_a_checkpoint_of_a_task_that_does_not_fold_is_refused(house: House, tmp_path: Path, method: str) -> None:
     refusal = rf"--method {method} adds modules that timm's test_vit does not have: export to a file ending in \.pt2"

@@ -71,7 +71,7 @@ def test_a_budget_is_a_share_bytes_parameters_or_a_part_of_what_remains(
     "text", ["much", "5%%", "-1%", "0", "0MB", "nan%", "inf%", "remaining/0", "remaining/x", "remaining", "2XB", "5%,,"]
 )
 def test_what_is_no_budget_is_refused_with_examples(registry: Registry, add: Add, text: str) -> None:
-    with pytest.raises(SettingsError, match=r"is not a valid budget\. Examples: 5% ") as caught:
+    with pytest.raises(SettingsError, match=rf"--budget '{text}' is not a valid budget\. Examples: 5% ") as caught:
         add("task", budget=text)
     assert caught.value.exit_code == 2
     assert registry.tasks() == ()
@@ -242,10 +242,10 @@ def test_a_budget_gives_way_to_what_the_registrys_budgets_have_left(
     ("told", "said"),
     [
         ({"budget": "2%"}, "56% of --budget 2% goes to what 'task' stores in any case"),
-        ({"budget": "2%"}, "more: a larger budget, an --encoding of fewer bits, --norms frozen."),
-        ({"budget": "5k"}, "more: a larger budget, --norms frozen."),
+        ({"budget": "2%"}, "What helps: a larger budget, an --encoding of fewer bits, --norms frozen."),
+        ({"budget": "5k"}, "What helps: a larger budget, --norms frozen."),
         ({"budget": "3%,25kB"}, "of --budget 25kB goes"),
-        ({"budget": "4kB", "norms": "frozen"}, "more: a larger budget, an --encoding of fewer bits."),
+        ({"budget": "4kB", "norms": "frozen"}, "What helps: a larger budget, an --encoding of fewer bits."),
         ({"budget": "3%"}, ""),
         ({"budget": "2%", "encoding": "int4"}, ""),
         ({"budget": "1%"}, ""),  # too small for them: an error says so
@@ -291,6 +291,20 @@ class Watches(Progress):
         self.epochs.append(result.epoch)
 
 
+@pytest.mark.parametrize(
+    ("told", "helps"),
+    [
+        ({"budget": "1k"}, "a larger budget, --norms frozen"),
+        ({"budget": "1%"}, "a larger budget, an --encoding of fewer bits, --norms frozen"),
+        ({"budget": "250", "norms": "frozen"}, "a larger budget"),
+        ({"budget": "1%", "method": "full"}, "a larger budget, another --method, such as taps"),
+    ],
+)
+def test_what_cannot_fit_says_what_helps(registry: Registry, add: Add, told: dict[str, str], helps: str) -> None:
+    with pytest.raises(BudgetError, match=rf"too many\. What helps: {helps}\.$"):
+        add("task", **told)
+
+
 def test_what_cannot_fit_is_refused_before_a_run_goes_on(registry: Registry, add: Add) -> None:
     with pytest.raises(Interrupted):
         add("task", budget="5%", epochs=4, progress=Listener(stop=1))
@@ -299,6 +313,17 @@ def test_what_cannot_fit_is_refused_before_a_run_goes_on(registry: Registry, add
     (run,) = registry.runs()
     assert (run.state, run.settings["budget"], run.epoch) == ("interrupted", "5%", 1)
     assert registry.resume_task("task").settings["budget"] == "5%"
+
+
+def test_another_budget_heeds_what_the_registrys_budgets_have_left_by_then(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", budget="20%", epochs=2, progress=Listener(stop=1))
+    registry.set_budget(base="base", max_bytes=100_000)
+    listener = Listener()
+    task = registry.resume_task("task", budget="30%", progress=listener)
+    assert task.settings["budget"] == "30%,100000B"
+    assert task.bytes <= 100_000
+    assert [note for note in listener.notes if "less than --budget 30% allows" in note]
 
 
 @pytest.mark.parametrize(("first", "then", "again"), [("int4", "fp32", True), ("int4", "int4+zstd", False)])

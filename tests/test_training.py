@@ -225,6 +225,18 @@ def test_another_sparsity_trains_again_from_the_weights_reached(registry: Regist
     assert watch.results[-1].penalty == 0
 
 
+def test_fewer_epochs_than_are_done_are_for_a_run_that_begins_again(registry: Registry, add: Add) -> None:
+    with pytest.raises(Interrupted):
+        add("task", epochs=4, progress=StopsAfter(3))
+    with pytest.raises(SettingsError, match="'task' has 3 epochs behind it: --epochs must be at least that, got 2"):
+        registry.resume_task("task", epochs=2)
+    (run,) = registry.runs()
+    assert (run.state, run.epoch, run.settings["epochs"]) == ("interrupted", 3, 4)
+    watch = Watches()
+    registry.resume_task("task", progress=watch, epochs=2, sparsity=0.0)
+    assert [result.epoch for result in watch.results] == [1, 2]
+
+
 def test_more_epochs_go_on_where_the_run_was(registry: Registry, add: Add) -> None:
     with pytest.raises(Interrupted):
         add("task", epochs=2, progress=StopsAfter(2))

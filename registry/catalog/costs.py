@@ -37,13 +37,15 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
         by: ``task``, or also ``layer`` or ``kind`` to add what all these tasks store of each.
 
     Raises:
-        NotFoundError: for a name that does not exist.
-        SettingsError: for another ``by``.
+        NotFoundError: for a name that does not exist, or a task that is still in training.
+        SettingsError: for another ``by``, or a task on another base.
     """
     if by not in BY:
         raise SettingsError(f"Costs can be broken down by {', '.join(BY)}, not by {by!r}.")
     for name in names:
-        tasks.row(session, name)
+        on = tasks.ready(session, name).base
+        if base not in (None, on):
+            raise SettingsError(f"The task {name!r} is on the base {on!r}, not on {base!r}.")
     chosen = [bases.row(session, base)] if base else list(session.scalars(select(BaseRow).order_by(BaseRow.name)))
     uses = {use.base: use for use in budgets.listing(session)}
     costs = []

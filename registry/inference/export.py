@@ -54,7 +54,7 @@ def export(composed: Composed, base: Base, path: Path) -> str:
 
 def _program(composed: Composed, base: Base, path: Path) -> str:
     """The model as a graph of torch's own operations, for batches of any size."""
-    example = torch.zeros(2, *base.input.size)
+    example = torch.zeros(2, *composed.header.input["size"])  # the task's, which may differ from the base's
     batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings():

@@ -21,6 +21,7 @@ from ..errors import PluginError, SettingsError
 from ..folders import scratch
 from ..home import check_name
 from ..records import Base, LayerInfo
+from ..seeds import check_seed
 from ..store.files import checksum
 from ..store.tensors import OnDisk, digest, write_tensors
 from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta, without_drawing
@@ -50,10 +51,11 @@ def add(
     Raises:
         NameTakenError: if there is a base of this name.
         WeightsError: if the model cannot be built or its weights cannot be loaded.
-        SettingsError: if it does not take images of this size.
+        SettingsError: if it does not take images of this size, or for what is no seed.
         PluginError: if no plugin, or more than one, can take it apart.
     """
     check_name(name, "base")
+    check_seed(source.seed)
     with context.catalog.read() as session:
         bases.require_free(session, name)
     arguments = dict(arguments)

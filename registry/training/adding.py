@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
-from ..errors import BudgetError, BusyError, DataError, Interrupted, NotFoundError, StorageError, TapsError
+from ..errors import (
+    BudgetError,
+    BusyError,
+    DataError,
+    Interrupted,
+    NotFoundError,
+    SettingsError,
+    StorageError,
+    TapsError,
+)
 from ..folders import HISTORY, drop, drop_weights, held
 from ..home import check_name
 from ..records import Footprint, Task
@@ -76,6 +85,7 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
     Raises:
         NotFoundError: if there is nothing to resume.
         BusyError: if a process is training it.
+        SettingsError: for a change that would make it another run, or for fewer epochs than are behind it.
         DataError: if the images are not those that the run began with.
     """
     with context.catalog.read() as session:
@@ -89,9 +99,15 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
             now = runs.of_task(session, name)
         if now is None or now.id != run.id:
             raise BusyError(f"The task {name!r} was finished or removed by another process just now.")
-        settings = TaskSettings(**run.settings).changed(changes)
+        before = TaskSettings(**run.settings)
+        settings = before.changed(changes)
         check(context, settings)
-        prepared = prepare(context, record, settings, progress, name, resumed=True)
+        if settings.epochs < run.epoch and settings.trained_under() == before.trained_under():
+            raise SettingsError(
+                f"The run of {name!r} has {run.epoch} epochs behind it: --epochs must be at least that, got "
+                f"{settings.epochs}."
+            )
+        prepared = prepare(context, record, settings, progress, name, begun=settings.budget == before.budget)
         if prepared.job.data.fingerprint != run.fingerprint:
             raise DataError(
                 f"The images in {settings.data} are not those that the run of {name!r} began with. Put them back, or "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ...plugins.encodings import Codec
-    from ...plugins.methods import Stored
+    from ...plugins.methods import MethodSettings, Stored
     from .job import Job
 
 FLOAT = 4  # bytes
@@ -176,14 +176,13 @@ def require_fit(job: Job, task: str) -> None:
     steers = "limits" in method.options
     stored = (method.least if steers else method.most)(job.model, job.partition, settings)
     outcome = "least" if steers else "most"
-    advice = "--norms frozen, an --encoding of fewer bits" if steers else "another --method, such as taps"
     for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
         used = limit.used(stored)
         if used > limit.amount:
             raise BudgetError(
                 f"--budget {part.text} leaves {max(0, limit.amount):,} {limit.unit} for {task!r}, and what it stores "
-                f"at {outcome} takes {used:,}: {used - limit.amount:,} too many. Give it more, or let it store less: "
-                f"{advice}."
+                f"at {outcome} takes {used:,}: {used - limit.amount:,} too many. What helps: "
+                f"{_remedies(limit, settings) if steers else 'a larger budget, another --method, such as taps'}."
             )
 
 
@@ -196,14 +195,18 @@ def scarce(job: Job, task: str) -> str:
     for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
         share = limit.used(cheapest) / max(1, limit.amount)
         if MOST < share <= 1:
-            more = ["a larger budget"]
-            more += ["an --encoding of fewer bits"] if limit.in_bytes else []
-            more += ["--norms frozen"] if settings.norms == "task" else []
             return (
                 f"{share:.0%} of --budget {part.text} goes to what {task!r} stores in any case, such as norms, and "
-                f"little is left for its layers. What leaves more: {', '.join(more)}."
+                f"little is left for its layers. What helps: {_remedies(limit, settings)}."
             )
     return ""
+
+
+def _remedies(limit: Limit, settings: MethodSettings) -> str:
+    """What to type so that the cheapest outcome of a method that steers takes less of its budget."""
+    fewer_bits = ["an --encoding of fewer bits"] if limit.in_bytes else []
+    no_norms = ["--norms frozen"] if settings.norms == "task" else []
+    return ", ".join(["a larger budget", *fewer_bits, *no_norms])
 
 
 def require_kept(job: Job, stored: Stored, file: int, task: str) -> None:

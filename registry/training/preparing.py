@@ -50,7 +50,7 @@ class Prepared:
 
 
 def prepare(
-    context: Context, record: Base, settings: TaskSettings, progress: Progress, task: str, *, resumed: bool = False
+    context: Context, record: Base, settings: TaskSettings, progress: Progress, task: str, *, begun: bool = False
 ) -> Prepared:
     """Open the images and the base, and build the model. Nothing is written.
 
@@ -60,14 +60,14 @@ def prepare(
         settings: of the run.
         progress: who is told.
         task: its name; a resumed one may be the first of its set.
-        resumed: whether its run has begun; what the registry's budgets have left counts when it begins.
+        begun: whether its run has begun with this budget, and so with what the registry's budgets had left then.
 
     Raises:
         BudgetError, DataError, IntegrityError, PluginError, SettingsError
     """
     with context.catalog.read() as session:
         settings = replace(settings, budget=settle(session, record.name, settings.budget))
-        left = () if resumed else what_is_left(session, record.name)
+        left = () if begun else what_is_left(session, record.name)
     data = open_data(
         settings.data,
         settings.val_data,
@@ -110,7 +110,7 @@ def prepare(
         job = replace(job, settings=replace(job.settings, budget=f"{job.settings.budget},{part.text}"))
     told = replace(job.method_settings, limits=limits(job), factors=factors_of(job.encoding, context.plugins))
     job = replace(job, method_settings=told)
-    if not resumed and (note := scarce(job, task)):
+    if not begun and (note := scarce(job, task)):
         progress.note(note)
     return Prepared(base, job)
 

@@ -12,6 +12,7 @@ from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..amounts import parse
 from ..errors import SettingsError
 from ..models.transforms import AUGMENTATIONS
+from ..seeds import check_seed
 
 NORMS = ("task", "gated", "frozen")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -164,6 +165,7 @@ class TaskSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise SettingsError(f"{option(name)} must be a finite number of at least 0, got {value}.")
+        check_seed(self.seed)
         if not math.isfinite(self.threshold):
             raise SettingsError(f"--threshold must be a finite number, got {self.threshold}.")
         parse(self.budget)
