@@ -42,7 +42,8 @@ def cli_page() -> str:
         *prose(program.help),
         "The same text comes from `taps-registry --help` and `taps-registry COMMAND --help`.",
         "## Common options",
-        "Every command takes these, and they may stand before its name as well. An option wins over the environment.",
+        "Every command takes these but `--version`, and they may stand before its name as well. An option wins over "
+        "the environment.",
         options(top),
         "A program that reads the output asks for `--format json`, where a command has it. Results go to standard "
         "output, everything else to standard error.",

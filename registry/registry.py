@@ -232,12 +232,13 @@ class Registry:
         Args:
             name: of the task.
             progress: who is told; nobody by default.
-            changes: settings that shall be other than before. Another ``sparsity``, ``threshold``, ``score_lr``,
-                ``lr`` or ``weight_decay`` trains again from the weights reached; more ``epochs`` go on to them.
+            changes: settings that shall be other than before. Another ``lr``, ``weight_decay``, ``budget``,
+                ``sparsity``, ``penalty``, ``threshold`` or ``score_lr``, and within a budget another ``encoding``,
+                trains again from the weights reached; more ``epochs`` go on to them.
 
         Raises:
             NotFoundError: if there is nothing to resume.
-            SettingsError: for a change that would make it another run.
+            SettingsError: for a change that would make it another run, or for fewer epochs than are behind it.
             BusyError: if it is being trained right now.
         """
         from .training.adding import resume_task
@@ -313,7 +314,8 @@ class Registry:
             by: ``layer`` or ``kind`` to add what the tasks store of each.
 
         Raises:
-            NotFoundError, SettingsError
+            NotFoundError: for an unknown name, or a task that is still in training.
+            SettingsError: for another ``by``, or a task that is not on ``base``.
         """
         with self._context.catalog.read() as session:
             return costs.report(session, tasks, base, by)
