@@ -57,6 +57,7 @@ CONTENDERS: dict[str, Contender] = {
         # No last 10 %: the ResNet's last layer alone holds a tenth of the parameters, so nothing would fit.
         Contender("first 10%", {"method": "hard-sharing", "share": "top", "own": "10%"}),
         Contender("lora 1%", {"method": "lora"}, pace=3.0, share=0.01),
+        Contender("lora 1% int4", {"method": "lora", "encoding": "int4"}, pace=3.0, share=0.01),
         Contender("lora 5%", {"method": "lora"}, pace=3.0, share=0.05, recoded=("int4",)),
         Contender("lora 10%", {"method": "lora"}, pace=3.0, share=0.10, recoded=("int4",)),
         Contender("piggyback", {"method": "piggyback"}),

@@ -36,6 +36,7 @@ SERIES = {  # in the legend's order, which goes down its columns
     "taps, a penalty": Series(GREEN, "X"),
     "taps, re-encoded": Series(GREEN, "D", hollow=True),
     "lora": Series(ORANGE, "s"),
+    "lora in int4": Series(ORANGE, "*"),
     "lora, re-encoded": Series(ORANGE, "s", hollow=True),
     "norm-only": Series("#000000", "_"),
     "first layers": Series(GREY, "<"),
@@ -105,8 +106,8 @@ def _family(name: str) -> str:
         return f"{name.split()[0]}, re-encoded"
     if name.startswith("taps penalty"):
         return "taps, a penalty"
-    if name.startswith("taps-rank"):
-        return "taps-rank in int4" if "int4" in name else "taps-rank"
+    if name.startswith(("taps-rank", "lora")):
+        return f"{name.split()[0]} in int4" if "int4" in name else name.split()[0]
     if name.startswith("taps"):
         return "taps, a budget"
     if name.startswith(("first ", "last ")):

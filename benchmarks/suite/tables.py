@@ -37,6 +37,7 @@ RIVALS = (  # who is compared with whom, at about the same bytes where there is 
     ("taps-rank 5%", "lora 5%"),
     ("taps-rank 10%, re-encoded as int4", "lora 10%, re-encoded as int4"),
     ("taps-rank 1% int4", "lora 10%, re-encoded as int4"),
+    ("taps-rank 1% int4", "lora 1% int4"),
     ("taps-rank 1% int4", "lora 1%"),
     ("taps-rank 1% int4", "norm-only"),
     ("taps-rank 2%", "norm-only"),
