@@ -369,6 +369,23 @@ def test_auto_of_exact_values_only_is_exact(registry: Registry, monkeypatch: pyt
     assert len(measured) == 8
 
 
+def test_what_auto_may_lose_is_counted_from_the_first_version(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of several recodings could lose it once more."""
+    first, lost = registry.task("full").metrics["val/accuracy"], {"int8": 0.03, "int4": 0.06}
+
+    def measured(path: Path, *arguments: Any) -> dict[str, float]:
+        encoding = path.name.partition(".")[0].removesuffix("+zstd")
+        return {"val/accuracy": first - lost.get(encoding, 0.2)}
+
+    monkeypatch.setattr(recoding, "measure_artifact", measured)
+    assert registry.recode("full", "int8").metrics["val/accuracy"] == first - 0.03
+    after = registry.recode("full", "auto", encoding_tolerance=4.0)
+    assert after.encoding.removesuffix("+zstd") == "int8"
+    assert registry.recode("full", "auto", encoding_tolerance=6.0).encoding.removesuffix("+zstd") == "int4"
+
+
 def test_auto_in_training_takes_what_recode_would(folder: Path, trained: Path, registry: Registry) -> None:
     listener = Listener()
     settings = {**QUICK, "method": "full", "encoding": "auto", "encoding_tolerance": 100.0}

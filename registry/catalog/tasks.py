@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -191,6 +191,13 @@ def ready(session: Session, name: str) -> Task:
             "finishes it."
         )
     return task
+
+
+def first_metrics(session: Session, name: str) -> Mapping[str, float]:
+    """Metrics of the version that training gave a finished task, whatever it has been recoded to since."""
+    versions = select(ArtifactRow.metrics).join(TaskRow, ArtifactRow.task_id == TaskRow.id).where(TaskRow.name == name)
+    found: Mapping[str, float] = session.scalars(versions.order_by(ArtifactRow.version).limit(1)).one()
+    return found
 
 
 def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:

@@ -1,4 +1,4 @@
-"""``--encoding auto``: the smallest artifact whose validation accuracy is within the tolerance."""
+"""``--encoding auto``: the smallest artifact whose validation accuracy is good enough."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def choose(
     source: Path,
     folder: Path,
     base: LoadedBase,
-    tolerance: float,
+    wanted: float,
     accuracy: Callable[[Path], float],
     note: Callable[[str], None],
 ) -> Draft:
@@ -46,11 +46,10 @@ def choose(
         source: of an artifact.
         folder: for drafts.
         base: that it belongs to.
-        tolerance: points of accuracy, hundredths, that may be lost.
+        wanted: least accuracy that is good enough, a share of 1; an exact file always is.
         accuracy: on validation images, a share of 1, of the artifact at a path.
         note: told of each file that was measured.
     """
-    wanted = accuracy(source) - tolerance / 100
     drafts = [_smaller(source, folder, base, name) for name in base.plugins.encodings()]
     for draft in sorted(drafts, key=lambda draft: (draft.size, draft.encoding)):
         if draft.exact:

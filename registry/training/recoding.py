@@ -56,12 +56,13 @@ def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Pr
         task = tasks.ready(session, name)
         record = bases.get(session, task.base)
         run = runs.get(session, task.run) if task.run else None
+        trained = tasks.first_metrics(session, name).get("val/accuracy", 0.0)
     settings = replace(TaskSettings(**task.settings), **changes)
     settings.check()
     find_device(settings.device)
     if settings.encoding != AUTO:
         context.plugins.encoding(settings.encoding)
-    attempt = _Attempt(context, task, run, settings, load(context, record), progress)
+    attempt = _Attempt(context, task, run, settings, trained, load(context, record), progress)
     with scratch(context.home) as folder:
         draft = attempt.draft(folder)
         if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= task.bytes):
@@ -77,12 +78,17 @@ def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Pr
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One task on its way to another encoding."""
+    """One task on its way to another encoding.
+
+    Attributes:
+        trained: validation accuracy of its first version, a share of 1: what ``auto`` may lose is counted from there.
+    """
 
     context: Context
     task: Task
     run: Run | None
     settings: TaskSettings
+    trained: float
     base: LoadedBase
     progress: Progress
 
@@ -91,15 +97,12 @@ class _Attempt:
         source = self.context.store.get(self.task.digest)
         if self.settings.encoding == AUTO:
             data = self._images()
-            tolerance = self.settings.encoding_tolerance
-            return choose(
-                source,
-                folder,
-                self.base,
-                tolerance,
-                lambda path: self._measure(path, data, ("val",))["val/accuracy"],
-                self.progress.note,
-            )
+
+            def accuracy(path: Path) -> float:
+                return self._measure(path, data, ("val",))["val/accuracy"]
+
+            wanted = max(accuracy(source), self.trained) - self.settings.encoding_tolerance / 100
+            return choose(source, folder, self.base, wanted, accuracy, self.progress.note)
         return recoded(source, folder, self.base, self.settings.encoding)
 
     def described(self, draft: Draft) -> tasks.Published:

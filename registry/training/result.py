@@ -139,7 +139,8 @@ def smallest(
     def accuracy(path: Path) -> float:
         return measure_file(replace(result, artifact=path), base, job, fetch, ("val",))["val/accuracy"]
 
-    chosen = choose(result.artifact, folder, base, job.settings.encoding_tolerance, accuracy, note)
+    wanted = accuracy(result.artifact) - job.settings.encoding_tolerance / 100
+    chosen = choose(result.artifact, folder, base, wanted, accuracy, note)
     return replace(result, artifact=chosen.path, encoding=chosen.encoding)
 
 
