@@ -136,13 +136,16 @@ def test_a_task_that_cannot_be_is_a_row_with_the_reason(plan: run.Plan, tmp_path
 
 @pytest.mark.usefixtures("here")
 def test_a_rank_is_chosen_for_a_share_of_the_base(plan: run.Plan, tmp_path: Path) -> None:
-    wanted = replace(CONTENDERS["lora 10%"], share=0.3)
-    run.run(replace(plan, contenders=[wanted]), tmp_path / "rows.csv", 1)
-    lora, recoded = rows.read(tmp_path / "rows.csv")
-    assert lora.weights > 0
-    assert 0.2 < lora.share <= 0.3
-    assert lora.rank is not None
-    assert lora.rank == recoded.rank > 1
+    wanted = replace(CONTENDERS["lora 10%"], share=0.3), replace(CONTENDERS["lora 5%"], share=0.6, recoded=())
+    run.run(replace(plan, tasks=("shapes", "counts"), contenders=wanted), tmp_path / "rows.csv", 1)
+    shapes, recoded, larger, *counts = rows.read(tmp_path / "rows.csv")
+    assert shapes.weights > 0
+    assert 0.2 < shapes.share <= 0.3
+    assert 0.5 < larger.share <= 0.6
+    assert shapes.rank is not None
+    assert larger.rank is not None
+    assert larger.rank > shapes.rank == recoded.rank > 1
+    assert [row.rank for row in counts] == [shapes.rank, shapes.rank, larger.rank]  # a head takes nothing of the share
 
 
 @pytest.mark.usefixtures("here")
