@@ -43,7 +43,7 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
     if by not in BY:
         raise SettingsError(f"Costs can be broken down by {', '.join(BY)}, not by {by!r}.")
     for name in names:
-        on = tasks.ready(session, name).base
+        on = tasks.ready_row(session, name).base.name
         if base not in (None, on):
             raise SettingsError(f"The task {name!r} is on the base {on!r}, not on {base!r}.")
     chosen = [bases.row(session, base)] if base else list(session.scalars(select(BaseRow).order_by(BaseRow.name)))

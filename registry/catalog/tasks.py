@@ -183,8 +183,14 @@ def get(session: Session, name: str) -> Task:
 
 
 def ready(session: Session, name: str) -> Task:
-    """A task that can be used. Raises NotFoundError if there is none or it is still in training."""
-    task = get(session, name)
+    """A task that can be used, with its layers. Raises NotFoundError if there is none or it is still in training."""
+    ready_row(session, name)
+    return get(session, name)
+
+
+def ready_row(session: Session, name: str) -> TaskRow:
+    """The row of a task that can be used. Raises NotFoundError if there is none or it is still in training."""
+    task = row(session, name)
     if task.state != "ready":
         raise NotFoundError(
             f"The task {name!r} is still in training. If that was stopped, `taps-registry add-task {name} --resume` "
