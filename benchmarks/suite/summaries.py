@@ -84,7 +84,7 @@ class Summary:
     Attributes:
         runs: how many there are.
         accuracy: mean on test images, 0..1.
-        behind: mean difference to full fine-tuning on the same task, backbone and seed; NaN without such runs.
+        behind: mean difference to the reference on the same task, backbone and seed; NaN without such runs.
         error: standard error of ``behind``, as if each task on each backbone were one measurement, the mean of its
             seeds; NaN for fewer than two.
         share: mean share of the base's bytes, the head apart.
