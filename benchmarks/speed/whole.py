@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .jobs import BUDGET, Options, noisy_images
+from .jobs import BUDGET, SPENDERS, Options, noisy_images
 from .ratios import Ratio, in_turns, summed_up
 
 
@@ -45,11 +45,20 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
             registry.gc()
             return seconds
 
-        for method in options.methods:
+        for spent in _spent(options):
 
-            def spend(method: str = method) -> float:
-                return run(method=method, budget=BUDGET)
+            def spend(spent: dict[str, str] = spent) -> float:
+                return run(**spent)
 
             ratios = in_turns(spend, lambda: run(method="full"), pairs)
-            what = f"{model}: add-task --budget {BUDGET} --method {method} / full, {epochs} epochs, {options.pixels} px"
+            said = " ".join(f"--{name} {value}" for name, value in spent.items())
+            what = f"{model}: add-task {said} / full, {epochs} epochs, {options.pixels} px"
             yield summed_up("add-task", what, ratios, target=0.80)
+
+
+def _spent(options: Options) -> Iterator[dict[str, str]]:
+    """The budget with each method, and with the default one what README.md recommends."""
+    for method in options.methods:
+        yield {"budget": BUDGET, "method": method}
+    if SPENDERS[0] in options.methods:
+        yield {"budget": "1%", "encoding": "int4", "method": SPENDERS[0]}
