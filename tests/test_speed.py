@@ -92,6 +92,20 @@ def test_a_compiled_model_has_its_shortcuts(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(way.trusted for way in adaptation.shortcuts.values())
 
 
+def test_whole_runs_are_timed_with_each_method_and_with_what_is_recommended(tmp_path: Path) -> None:
+    arguments = ("--quick", "--part", "add-task", "--model", "test_resnet", "--pixels", "32")
+    found = measured("speed.run", tmp_path / "speed.json", *arguments)
+    assert [result["what"] for result in found["results"]] == [
+        f"test_resnet: add-task {spent} / full, 5 epochs, 32 px"
+        for spent in (
+            "--budget 10% --method taps-rank",
+            "--budget 10% --method taps",
+            "--budget 1% --encoding int4 --method taps-rank",
+        )
+    ]
+    assert all(0 < result["low"] <= result["ratio"] <= result["high"] for result in found["results"])
+
+
 def test_files_are_measured_and_loading_them(tmp_path: Path) -> None:
     found = measured("speed.run", tmp_path / "speed.json", "--quick", "--part", "files", "--model", "test_resnet")
     sizes, speeds = found["results"][:4], found["results"][4:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,7 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
             return seconds
 
         for spent in _spent(options):
-
-            def spend(spent: dict[str, str] = spent) -> float:
-                return run(**spent)
-
-            ratios = in_turns(spend, lambda: run(method="full"), pairs)
+            ratios = in_turns(partial(run, **spent), partial(run, method="full"), pairs)
             said = " ".join(f"--{name} {value}" for name, value in spent.items())
             what = f"{model}: add-task {said} / full, {epochs} epochs, {options.pixels} px"
             yield summed_up("add-task", what, ratios, target=0.80)
