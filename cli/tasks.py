@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..plugins.methods import PENALTIES
-from ..registry.models.transforms import AUGMENTATIONS
+from ..registry.data.transforms import AUGMENTATIONS
 from ..registry.training.settings import GRANULARITIES, NORMS, PRECISIONS, SHARES, TaskSettings
 from .output import Amount, Share, number, percent, print_json, print_table, say, size, time
 from .session import Session, Verb, format_option

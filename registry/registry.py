@@ -387,10 +387,10 @@ class Registry:
         Raises:
             DataError: for classes that the task does not know. Otherwise what ``load`` raises.
         """
-        from .models.transforms import evaluation_transform
-        from .training.data import open_images
+        from .data.transforms import evaluation_transform
+        from .data.splits import open_images
         from .training.evaluation import measure
-        from .training.images import Images, evaluation_loader
+        from .data.loaders import Images, evaluation_loader
 
         ready = self.load(task, device=device)
         images = Images(open_images(str(data), ready.classes), evaluation_transform(ready.input))

@@ -18,7 +18,7 @@ class Steps:
     def __init__(self, options: Options, model: str, method: str) -> None:
         import torch
 
-        from taps_registry.registry.models.transforms import batch
+        from taps_registry.registry.data.transforms import batch
         from taps_registry.registry.training.loop import Trainer
         from taps_registry.registry.training.progress import Progress
 

@@ -31,10 +31,10 @@ def loading(options: Options) -> Iterator[Ratio]:
 
 def _an_image(images: Path, pixels: int) -> Iterator[Ratio]:
     """Where the time of one training image goes, in one process: decoding, transforming, taking it from memory."""
-    from taps_registry.registry.models.transforms import training_transform
+    from taps_registry.registry.data.transforms import training_transform
     from taps_registry.registry.records import InputConfig
-    from taps_registry.registry.training.images import Images
-    from taps_registry.registry.training.sources import find
+    from taps_registry.registry.data.loaders import Images
+    from taps_registry.registry.data.sources import find
 
     samples = find(str(images))["train"].samples[:64]
     config = InputConfig((3, pixels, pixels), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95, "center")
@@ -58,7 +58,7 @@ def _an_image(images: Path, pixels: int) -> Iterator[Ratio]:
 
 def _waiting(options: Options, images: Path, memory_for_images: int | None, epochs: int) -> list[float]:
     """For each epoch the share of its time in which the loop waits for its next batch."""
-    from taps_registry.registry.training.data import open_data
+    from taps_registry.registry.data.splits import open_data
     from taps_registry.registry.training.loop import Trainer
     from taps_registry.registry.training.progress import Progress
 

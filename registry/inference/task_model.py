@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..models.transforms import batch, evaluation_transform
+from ..data.transforms import batch, evaluation_transform
 from ..records import InputConfig, Prediction
 from .compose import Composed
 

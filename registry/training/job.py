@@ -13,7 +13,7 @@ from ...plugins.architectures import Partition
 from ...plugins.encodings import Encoding
 from ...plugins.methods import Delta, Method, MethodSettings
 from ..records import InputConfig
-from .data import TaskData
+from ..data.splits import TaskData
 from .progress import EpochResult
 from .settings import TaskSettings
 

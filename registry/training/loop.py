@@ -14,13 +14,13 @@ from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods import Adaptation
 from ..errors import TrainingError
 from ..models.measure import footprint, roles
-from ..models.transforms import evaluation_transform, training_transform
+from ..data.transforms import evaluation_transform, training_transform
 from ..records import Footprint
 from . import checkpoint
-from .cache import room
+from ..data.cache import room
 from .device import make_accelerator, seed_everything
 from .evaluation import measure
-from .images import Images, evaluation_loader, mixed, spare_workers, training_loader
+from ..data.loaders import Images, evaluation_loader, mixed, spare_workers, training_loader
 from .job import Best, Job, Outcome
 from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step

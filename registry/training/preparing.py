@@ -19,7 +19,7 @@ from ..models.build import check_input
 from ..records import Base
 from ..store.artifact import factors_of
 from .budget import binding, limits, scarce, settle, what_is_left
-from .data import open_data
+from ..data.splits import open_data
 from .device import make_accelerator
 from .job import Common, Job
 from .progress import Progress

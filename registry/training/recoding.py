@@ -27,7 +27,7 @@ from ..store.artifact import Header, is_exact, read_artifact, tensor_bytes
 from ..store.files import checksum, sha256
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
-from .data import TaskData, open_data
+from ..data.splits import TaskData, open_data
 from .device import find_device
 from .progress import Progress
 from .result import measure_artifact

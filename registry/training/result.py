@@ -12,16 +12,16 @@ from ..catalog.tasks import Published
 from ..inference.compose import compose
 from ..models.bases import LoadedBase
 from ..models.measure import footprint, roles
-from ..models.transforms import evaluation_transform
+from ..data.transforms import evaluation_transform
 from ..records import InputConfig, TaskLayer
 from ..store.artifact import tensor_bytes, write_artifact
 from ..store.files import checksum, sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
-from .data import TaskData
+from ..data.splits import TaskData
 from .device import find_device
 from .evaluation import measure
-from .images import Images, evaluation_loader
+from ..data.loaders import Images, evaluation_loader
 from .job import Job
 from .settings import TaskSettings
 

@@ -11,7 +11,7 @@ from ...plugins.encodings import COMPRESSED
 from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..amounts import parse
 from ..errors import SettingsError
-from ..models.transforms import AUGMENTATIONS
+from ..data.transforms import AUGMENTATIONS
 from ..seeds import check_seed
 
 NORMS = ("task", "gated", "frozen")

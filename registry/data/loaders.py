@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..models.transforms import Transform, batch
+from .transforms import Transform, batch
 from .cache import Cache
 from .sources import Sample
 
