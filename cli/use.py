@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from .output import percent, print_json, print_table, say
@@ -46,7 +48,14 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
 
 @click.command(cls=Verb)
 @click.argument("task")
-@click.option("--data", required=True, metavar="DIR", help="Folder of class folders; its test/ if it has one.")
+@click.option("--data", required=True, metavar="DIR", help="Folder of class folders, with or without splits.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "val", "train", "all"]),
+    help="Which images. Default: test, else val, else all of a folder without splits; never what it was trained with.",
+)
+@click.option("--confusion", metavar="FILE", help="Write the confusion matrix to a .csv or .png file.")
+@click.option("--predictions", metavar="FILE", help="Write each image's prediction to a .csv file.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Batch size."
 )
@@ -61,20 +70,39 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
 @device_option
 @format_option
 @click.pass_obj
-def evaluate(session: Session, task: str, data: str, batch_size: int, workers: int, device: str, form: str) -> None:
+def evaluate(session: Session, /, task: str, form: str, **options: Any) -> None:
     """Evaluate a task on labelled images.
 
     \b
-    Example:
+    Examples:
       taps-registry evaluate cars --data images/new-cars
+      taps-registry evaluate cars --data images/cars --confusion cars.png --predictions cars.csv
     """
+    options["split"] = options["split"] or ""
     with session.open() as registry:
-        found = registry.evaluate(task, data, batch_size=batch_size, workers=workers, device=device)
+        found = registry.evaluate(task, **options)
+    for note in found.notes:
+        say(note)
     if form == "json":
         return print_json(found)
     print_table(
-        ("task", "version>", "images>", "accuracy>", "loss>"),
-        [(found.task, found.version, found.images, percent(found.accuracy), f"{found.loss:.4f}")],
+        ("task", "version>", "split", "images>", "accuracy>", "balanced>", "macro F1>", "loss>"),
+        [
+            (
+                found.task,
+                found.version,
+                found.split,
+                found.images,
+                percent(found.accuracy),
+                percent(found.balanced_accuracy),
+                percent(found.macro_f1),
+                f"{found.loss:.4f}",
+            )
+        ],
+    )
+    print_table(
+        ("class", "images>", "precision>", "recall>", "F1>"),
+        ((c.name, c.images, percent(c.precision), percent(c.recall), percent(c.f1)) for c in found.classes),
     )
     return None
 

@@ -13,6 +13,7 @@ __all__ = [
     "Base",
     "BaseCost",
     "BudgetUse",
+    "ClassScores",
     "Collected",
     "CommonCost",
     "CostReport",
@@ -364,14 +365,51 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class ClassScores:
+    """One class in an evaluation; ``precision``, ``recall`` and ``f1`` are shares of 1, 0 where they are undefined.
+
+    Attributes:
+        name: of the class.
+        precision: of the images taken for it, how many are of it.
+        recall: of its images, how many were taken for it.
+        f1: the harmonic mean of both.
+        images: of the class.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    images: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """A task on a set of images. ``loss`` is the mean cross-entropy in nats, ``accuracy`` a share of 1."""
+    """A task on a set of images.
+
+    Attributes:
+        task: name of it.
+        version: of its artifact.
+        split: of the images: ``test``, ``val``, ``train``, or ``all`` of a folder without splits.
+        images: number of them.
+        accuracy: a share of 1.
+        balanced_accuracy: mean recall of the classes that have images.
+        macro_f1: mean F1 of the classes that have images.
+        loss: mean cross-entropy in nats.
+        classes: each class of the task.
+        notes: what a user should know of the images.
+    """
 
     task: str
     version: int
+    split: str
     images: int
     accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
     loss: float
+    classes: tuple[ClassScores, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ class Registry:
         from .training.progress import Progress as Quiet
         from .training.settings import TaskSettings
 
-        made = TaskSettings(data=_absolute(data), **_absolute_data(settings))
+        made = TaskSettings(**_absolute_data({"data": data, **settings}))
         return add_task(self._context, name, base, made, progress or Quiet())
 
     def estimate(
@@ -223,7 +223,7 @@ class Registry:
         from .training.progress import Progress as Quiet
         from .training.settings import TaskSettings
 
-        made = TaskSettings(data=_absolute(data), **_absolute_data(settings))
+        made = TaskSettings(**_absolute_data({"data": data, **settings}))
         return estimate(self._context, name, base, made, progress or Quiet())
 
     def resume_task(self, name: str, *, progress: Progress | None = None, **changes: Any) -> Task:
@@ -380,22 +380,52 @@ class Registry:
         return self.load(task, device=device).predict([Path(image) for image in images], top)
 
     def evaluate(
-        self, task: str, data: str | Path, *, batch_size: int = 64, workers: int = 0, device: str = "auto"
+        self,
+        task: str,
+        data: str | Path,
+        *,
+        split: str = "",
+        confusion: str | Path | None = None,
+        predictions: str | Path | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        device: str = "auto",
     ) -> Evaluation:
-        """Accuracy and loss of a task on labelled images: the test split of ``data``, or all of it.
+        """How right a task is on labelled images.
+
+        Args:
+            task: name of it.
+            data: as ``add_task`` takes it.
+            split: ``test``, ``val``, ``train`` or ``all``. By default the test split, else the validation split, else
+                all of a folder without splits; never images that the task was trained with, as far as these are known.
+            confusion: a ``.csv`` or ``.png`` file to write the confusion matrix to.
+            predictions: a CSV file to write the prediction of each image to.
+            batch_size: images at a time.
+            workers: processes that load images.
+            device: to compute on.
 
         Raises:
-            DataError: for classes that the task does not know. Otherwise what ``load`` raises.
+            SettingsError: for another split, or another ending of ``confusion``.
+            DataError: for unreadable images, a class that the task does not know, or no images of the split.
+            StorageError: if a file cannot be written. Otherwise what ``load`` raises.
         """
-        from .data.transforms import evaluation_transform
-        from .data.splits import open_images
-        from .training.evaluation import measure
-        from .data.loaders import Images, evaluation_loader
+        from .data.held_out import Trained, open_held_out
+        from .inference import evaluation
 
+        if confusion is not None:
+            evaluation.require_confusion_ending(Path(confusion))
         ready = self.load(task, device=device)
-        images = Images(open_images(str(data), ready.classes), evaluation_transform(ready.input))
-        found = measure(ready.model, evaluation_loader(images, batch_size, workers))
-        return Evaluation(task, ready.version, found.images, found.accuracy, found.loss)
+        with self._context.catalog.read() as session:
+            record = tasks.ready(session, task)
+            run = runs.get(session, record.run) if record.run else None
+        trained = Trained(record.settings, run.fingerprint if run else "")
+        images = open_held_out(str(data), ready.classes, trained, split)
+        answers = evaluation.answer(ready, images, batch_size, workers)
+        if predictions is not None:
+            evaluation.write_predictions(Path(predictions), ready.classes, images, answers)
+        if confusion is not None:
+            evaluation.write_confusion(Path(confusion), ready.classes, answers)
+        return evaluation.evaluate(ready, images, answers)
 
     def export(self, task: str, path: str | Path) -> str:
         """Write a task as a plain timm checkpoint (``.safetensors``) or as a program of ``torch.export`` (``.pt2``).
@@ -481,11 +511,9 @@ def closed_on_error(catalog: Catalog) -> Iterator[None]:
         raise
 
 
-def _absolute(data: str | Path) -> str:
-    """A path that means the same when the run is resumed from another folder; schemes stay as they are."""
-    return str(Path(data).absolute()) if Path(data).exists() else str(data)
-
-
 def _absolute_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose paths mean the same when the run is resumed from another folder."""
+    from .data.sources import absolute
+
     named = {name: value for name, value in settings.items() if name in ("data", "val_data", "test_data") and value}
-    return {**settings, **{name: _absolute(value) for name, value in named.items()}}
+    return {**settings, **{name: absolute(str(value)) for name, value in named.items()}}

@@ -20,14 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from taps_registry.registry.errors import DataError
-from taps_registry.registry.data.transforms import evaluation_transform, training_transform
-from taps_registry.registry.records import InputConfig
-from taps_registry.registry.training import cache as caches
 from taps_registry.registry.data.cache import Cache, free_memory, room
-from taps_registry.registry.data.splits import open_data, open_images
 from taps_registry.registry.data.loaders import Images, evaluation_loader, training_loader
 from taps_registry.registry.data.sources import Sample
+from taps_registry.registry.data.splits import open_data, open_images
+from taps_registry.registry.data.transforms import evaluation_transform, training_transform
+from taps_registry.registry.errors import DataError
+from taps_registry.registry.records import InputConfig
+from taps_registry.registry.training import cache as caches
 
 CLASSES = ("dark", "grey", "light")
 INPUT = InputConfig((3, 24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0, "center")

@@ -51,13 +51,13 @@ def make_job(options: Options, model: str, method: str) -> Any:
     import torch
 
     from taps_registry.plugins.manager import PluginManager
+    from taps_registry.registry.data.sources import Sample
+    from taps_registry.registry.data.splits import TaskData
     from taps_registry.registry.models.build import has_fixed_size, input_config
     from taps_registry.registry.models.measure import parameters
     from taps_registry.registry.training.budget import limits
-    from taps_registry.registry.data.splits import TaskData
     from taps_registry.registry.training.job import Job
     from taps_registry.registry.training.settings import TaskSettings
-    from taps_registry.registry.data.sources import Sample
 
     torch.manual_seed(0)
     sized = {"img_size": options.pixels} if has_fixed_size(model) else {}

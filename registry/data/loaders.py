@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .transforms import Transform, batch
 from .cache import Cache
-from .sources import Sample
+from .samples import Sample
+from .transforms import Transform, batch
 
 
 class Images(Dataset[tuple[Tensor, int]]):

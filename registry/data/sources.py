@@ -1,180 +1,127 @@
-"""Where a task's images come from: folders of class folders, or the data sets that timm knows by a scheme."""
+"""Where a task's images come from: folders, or the data sets that timm knows by a scheme.
+
+A folder is read in one of two ways. ``splits``: it holds ``train`` and perhaps ``val`` and ``test`` (or their usual
+synonyms), each with class folders. ``classes``: its folders are the classes. Which one it is shows in what it holds;
+``splits@DIR`` and ``classes@DIR`` say it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from io import BytesIO
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from ..errors import DataError
+from .folders import files_below, read_folders, subfolders
+from .samples import Split, listed, same
+from .schemes import SCHEMES, read_scheme
 
-from ..errors import DataError, first_line
-
-FOLDERS = {
+SYNONYMS = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid"),
     "test": ("test", "testing"),
 }
-SCHEMES = ("torch", "hfds", "hfids", "tfds", "wds")
-SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
+CLASSES, SPLITS = "classes", "splits"
+# timm's names for class folders; it would give the same images for every split.
+PLAIN = ("torch/image_folder", "torch/folder")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image that can be opened again and again.
+def read_source(data: str) -> dict[str, Split]:
+    """The splits that ``data`` has by itself, by name; only ``all`` where it has none.
 
-    Attributes:
-        name: for messages and the fingerprint: a path relative to its split, or an index.
-        label: index into the classes.
-        read: gives the file's bytes, or a decoded image for sources that have no files.
+    Args:
+        data: a folder, ``classes@DIR``, ``splits@DIR``, or ``SCHEME/NAME[@ROOT]`` of timm's.
+
+    Raises:
+        DataError: if there is nothing of this name, or it is not made as its reading needs it.
     """
-
-    name: str
-    label: int
-    read: Callable[[], Any]
-
-    def image(self) -> Image.Image:
-        """The decoded image in RGB. Raises OSError or ValueError if it cannot be decoded."""
-        found = self.read()
-        with found if isinstance(found, Image.Image) else Image.open(BytesIO(found)) as image:
-            return image.convert("RGB")
-
-
-@dataclass
-class Split:
-    """Images of one split as they were found.
-
-    Attributes:
-        classes: names, in the order of the labels in that place.
-        samples: labelled images.
-        where: for messages.
-        folders: whether they are files in class folders, which may be read by several threads at once.
-    """
-
-    classes: tuple[str, ...]
-    samples: list[Sample]
-    where: str
-    folders: bool = False
-
-
-def find(data: str) -> dict[str, Split]:
-    """The splits that ``data`` has by itself; only ``train`` where it has none."""
-    path = Path(data)
+    reading, root = split_reading(data)
+    path = Path(root)
     if path.is_dir():
-        parts = {split: part for split in FOLDERS if (part := _split_folder(path, split)) is not None}
-        if "train" in parts:
-            return {split: _folder(part) for split, part in parts.items()}
-        if parts:
-            raise DataError(
-                f"{path} has {', '.join(part.name for part in parts.values())} but no train folder. "
-                "Add one, or name the folders with --data, --val-data and --test-data."
-            )
-        return {"train": _folder(path)}
-    if path.is_file():
+        return _read(path, reading)
+    if path.exists():
         raise DataError(f"{path} is a file; unpack it, and name the folder that holds a folder for each class.")
-    if data.partition("/")[0].lower() in SCHEMES and "/" in data:
-        return _scheme(data)
+    if not reading and data.partition("/")[0].lower() in SCHEMES and "/" in data:
+        return read_scheme(data)
     raise DataError(
-        f"There is no folder {data}. --data takes a folder of class folders, or "
+        f"There is no folder {root}. --data takes a folder of class folders, or "
         f"SCHEME/NAME[@ROOT] with one of timm's schemes: {', '.join(SCHEMES)}."
     )
 
 
-def split_of(data: str, wanted: str) -> Split:
-    found = find(data)
-    return found.get(wanted) or found["train"]
+def split_reading(data: str) -> tuple[str, str]:
+    """How a folder is to be read, ``classes``, ``splits`` or "" for what it looks like, and the folder."""
+    before, at, root = data.partition("@")
+    if at and before.lower() in PLAIN:
+        return "", root
+    return (before, root) if at and before in (CLASSES, SPLITS) and not Path(data).exists() else ("", data)
 
 
-def _split_folder(path: Path, split: str) -> Path | None:
-    folders = {child.name.lower(): child for child in path.iterdir() if child.is_dir()}
-    return next((folders[name] for name in FOLDERS[split] if name in folders), None)
+def absolute(data: str) -> str:
+    """``data`` with a path that means the same in another working directory; the names of schemes stay as they are."""
+    if not data or Path(data).exists():
+        return str(Path(data).absolute()) if data else data
+    before, at, root = data.partition("@")
+    return f"{before}@{Path(root).absolute()}" if at and root and Path(root).exists() else data
 
 
-def _folder(path: Path) -> Split:
-    """Class folders, read by timm; a class folder without images is an error that timm would pass over."""
-    from timm.data.readers.reader_image_folder import ReaderImageFolder
-
-    folders = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if not folders:
-        raise DataError(f"{path} has no class folders. Put the images of each class into a folder of its own.")
-    try:
-        reader = ReaderImageFolder(str(path))
-    except RuntimeError as error:
-        raise DataError(f"{path}: {error}") from error
-    classes = tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__))
-    filled = {Path(file).relative_to(path).parts[0] for file, _ in reader.samples}
-    empty = [name for name in folders if name not in filled]
-    if empty:
-        raise DataError(f"{path} has classes without images: {', '.join(empty)}. Fill or delete these folders.")
-    loose = [Path(file).name for file, _ in reader.samples if Path(file).parent == path]
-    if loose:
-        raise DataError(f"{path} has images outside of class folders, such as {loose[0]}. Move them into one.")
-    samples = [
-        Sample(Path(file).relative_to(path).as_posix(), label, Path(file).read_bytes) for file, label in reader.samples
-    ]
-    return Split(classes, samples, str(path), folders=True)
+def _read(root: Path, reading: str) -> dict[str, Split]:
+    """A folder's splits. Raises DataError."""
+    parts, others, notes = _split_folders(root)
+    if reading == CLASSES or (not reading and not parts):
+        return {"all": read_folders(root)}
+    if not reading and (filled := [folder for folder in others if files_below([folder]).images]):
+        if not _same_classes(parts, filled):
+            return {"all": _with_notes(read_folders(root), [_classes_note(root, parts)])}
+        notes.append(
+            f"{listed(folder.name for folder in filled)} in {root} left out: read as splits, since "
+            f"{listed(part.name for part in parts.values())} have the same classes. If they are classes: "
+            f"--data {CLASSES}@{root}"
+        )
+    if "train" not in parts:
+        has = f"{', '.join(part.name for part in parts.values())} but " if parts else ""
+        raise DataError(
+            f"{root} has {has}no train folder. Add one, name the folders with --data, --val-data and --test-data, or "
+            f"if its folders are the classes: --data {CLASSES}@{root}"
+        )
+    splits = {name: read_folders(part) for name, part in parts.items()}
+    return {**splits, "train": _with_notes(splits["train"], notes)}
 
 
-def _scheme(data: str) -> dict[str, Split]:
-    """The splits of a data set that ``timm.data.create_dataset`` knows."""
-    name, _, root = data.partition("@")
-    if name.lower() in ("torch/image_folder", "torch/folder"):
-        return find(root)  # class folders by another name; timm would give the same images for every split
-    found: dict[str, Split] = {}
-    for split, names in SPLITS.items():
-        if split == "val" and name.lower().startswith("torch/"):
-            continue  # torchvision's have a training and a test set, and give the latter for validation too
-        for candidate in names:
-            try:
-                found[split] = _timm(name, root or None, candidate)
-                break
-            except DataError:
-                if split == "train":
-                    raise
-    return found
+def _split_folders(root: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
+    """The folders named like splits by split, all other folders, and notes on two for one split."""
+    parts: dict[str, Path] = {}
+    others, notes = [], []
+    names = {name: split for split, synonyms in SYNONYMS.items() for name in synonyms}
+    for folder in subfolders(root):
+        split = names.get(folder.name.lower())
+        if split is None:
+            others.append(folder)
+        elif split in parts:
+            notes.append(
+                f"{folder} left out: the {split} images are taken from {parts[split]}. To take the others: "
+                f"--{split.replace('train', '')}{'-' * (split != 'train')}data {folder}"
+            )
+        else:
+            parts[split] = folder
+    return parts, others, notes
 
 
-def _timm(name: str, root: str | None, split: str) -> Split:
-    """One split through timm's factory. Iterable data sets are read into memory once."""
-    from timm.data import create_dataset
-    from torch.utils.data import IterableDataset
-
-    where = f"{name}{'@' if name and root else ''}{root or ''}"
-    try:
-        source = create_dataset(name, root=root, split=split)
-        images = list(source) if isinstance(source, IterableDataset) else source
-        labels = [int(label) for label in _labels(images)]
-    except Exception as error:  # torchvision, datasets, tensorflow-datasets and webdataset each raise their own
-        raise DataError(f"timm cannot open the {split} split of {where}: {first_line(error)}") from error
-    names = _class_names(source, labels)
-    samples = [Sample(str(index), label, partial(_image, images, index)) for index, label in enumerate(labels)]
-    return Split(names, samples, where)
+def _same_classes(parts: Mapping[str, Path], others: Sequence[Path]) -> bool:
+    """Whether train and another split have two class folders or more in common, which no other folder has too."""
+    within = {name: {same(folder.name) for folder in subfolders(part)} for name, part in parts.items()}
+    train = within.pop("train", set())
+    common = [train & names for names in within.values() if len(train & names) > 1]
+    return bool(common) and not any(train & {same(folder.name) for folder in subfolders(part)} for part in others)
 
 
-def _labels(images: Any) -> Iterator[int]:
-    targets = getattr(images, "targets", None)
-    if targets is not None:
-        yield from (int(target) for target in targets)
-    else:
-        yield from (images[index][1] for index in range(len(images)))
+def _classes_note(root: Path, parts: Mapping[str, Path]) -> str:
+    """What to say where folders named like splits are classes."""
+    options = {"train": "--data", "val": "--val-data", "test": "--test-data"}
+    named = " ".join(f"{option} {parts[split]}" for split, option in options.items() if split in parts)
+    names = listed(part.name for part in parts.values())
+    return f"{names} in {root} taken for classes, since there are others beside. If they are splits: {named}"
 
 
-def _class_names(source: Any, labels: Iterable[int]) -> tuple[str, ...]:
-    """Names of the classes where the data set has them, else their numbers."""
-    by_name = getattr(source, "class_to_idx", None) or getattr(getattr(source, "reader", None), "class_to_idx", None)
-    if by_name:
-        return tuple(sorted(by_name, key=by_name.__getitem__))
-    return tuple(str(label) for label in range(max(labels, default=-1) + 1))
-
-
-def _image(images: Any, index: int) -> Any:
-    """An image of a data set: its file's bytes where there is a reader, which does not pass over broken ones."""
-    reader = getattr(images, "reader", None)
-    found = reader[index][0] if reader is not None else images[index][0]
-    if isinstance(found, Image.Image):
-        return found.copy()
-    with found:
-        return found.read()
+def _with_notes(split: Split, notes: Sequence[str]) -> Split:
+    return replace(split, notes=(*notes, *split.notes))

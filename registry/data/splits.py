@@ -1,8 +1,8 @@
-"""Opens a task's images: class folders or timm's schemes, split with a seed, every image decoded once and named.
+"""Opens a task's images: read, split with a seed, every image decoded once, and named by their contents.
 
-Splits: folders ``train``, ``val`` and ``test`` (or their usual synonyms) are taken as they are. Class folders without
-them are split 70/15/15 within each class. A missing validation set is taken from the training images, never from the
-test images; a test set that is not there is only taken from class folders without any splits.
+Splits that the data have are taken as they are. Class folders without them are split 70/15/15 within each class. A
+missing validation set is taken from the training images, never from the test images; a test set that is not there is
+only taken from class folders without any splits.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from PIL import Image
-
 from ..errors import DataError
-from .sources import Sample, Split, find, split_of
+from .pixels import read_rgb
+from .samples import Sample, Split, listed
+from .sources import read_source
 
 SHARE = 0.15  # of the images of a class, for each split that has to be made
+MOST = 20  # unreadable images that a message lists
 
 
 @dataclass(frozen=True)
@@ -66,163 +67,186 @@ def open_data(
         progress: called with the number of images decoded so far and in all.
 
     Raises:
-        DataError: for one class only, an empty class, a class missing from a split, unreadable images.
+        DataError: for one class only, a class without training images, a class that only another split has, unreadable
+            images.
     """
-    found = find(data)
-    for split, elsewhere in (("val", val_data), ("test", test_data)):
-        if elsewhere:
-            found[split] = split_of(elsewhere, split)
-    classes = _common_classes(found)
-    splits = {name: split.samples for name, split in found.items()}
-    decoded = _decode(splits, all(split.folders for split in found.values()), skip_bad_images, progress)
-    wanted = {label: max(1, round(SHARE * n)) for label, n in Counter(s.label for s in splits["train"]).items()}
-    if set(found) == {"train"} and found["train"].folders and not (val_data or test_data):
-        splits["train"], splits["test"] = _carve(splits["train"], classes, wanted, seed, "test")
-    if "val" not in splits:
-        splits["train"], splits["val"] = _carve(splits["train"], classes, wanted, seed + 1, "val")
-    _check_every_class(splits, classes)
-    return TaskData(
-        classes=classes,
-        train=tuple(splits["train"]),
-        val=tuple(splits["val"]),
-        test=tuple(splits.get("test", ())),
-        fingerprint=_fingerprint(splits, classes, decoded.digests),
-        notes=(*decoded.notes, *_leaks(splits, decoded.digests)),
-    )
-
-
-def open_images(data: str, classes: Sequence[str]) -> tuple[Sample, ...]:
-    """Labelled images to evaluate on: the test split of ``data`` if it has one, else the only one it has.
-
-    Raises:
-        DataError: for unreadable images, or a class that is none of ``classes``.
-    """
-    split = split_of(data, "test")
-    unknown = [name for name in split.classes if name not in classes]
-    if unknown:
-        raise DataError(f"{split.where} has classes that the task does not know: {', '.join(unknown)}")
-    order = {name: index for index, name in enumerate(classes)}
-    samples = [Sample(s.name, order[split.classes[s.label]], s.read) for s in split.samples]
-    _decode({"test": samples}, split.folders, False, lambda done, total: None)
-    return tuple(samples)
-
-
-def _common_classes(found: dict[str, Split]) -> tuple[str, ...]:
-    """The classes of the training images, which every other split must have too.
-
-    Raises:
-        DataError: for one class only, or splits that differ.
-    """
+    found, divided = _read(data, val_data, test_data)
     train = found["train"]
     if len(train.classes) < 2:
         raise DataError(
             f"{train.where} has fewer than two classes ({', '.join(train.classes) or 'none'}); a task needs at least "
             "two."
         )
-    for name, split in found.items():
-        missing = [c for c in train.classes if c not in split.classes]
-        unknown = [c for c in split.classes if c not in train.classes]
-        if missing or unknown:
-            what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}, which train lacks"
-            raise DataError(f"The {name} split ({split.where}) {what}. Every split needs the same classes.")
-        order = {c: index for index, c in enumerate(train.classes)}
-        split.samples = [Sample(s.name, order[split.classes[s.label]], s.read) for s in split.samples]
-    return train.classes
+    if train.empty:
+        raise DataError(
+            f"{train.where} has classes without images: {listed(train.empty)}. Fill or delete these folders."
+        )
+    classes = train.classes
+    found = {name: split.labelled(classes, "which train lacks") for name, split in found.items()}
+    decoded = decode(found, skip_bad_images, progress)
+    splits = decoded.samples
+    _require_every_class(splits["train"], classes)
+    wanted = {label: max(1, round(SHARE * n)) for label, n in Counter(s.label for s in splits["train"]).items()}
+    if not divided:
+        splits["train"], splits["test"] = _carve(splits["train"], wanted, seed, "test")
+    if "val" not in splits:
+        splits["train"], splits["val"] = _carve(splits["train"], wanted, seed + 1, "val")
+    for name, samples in splits.items():
+        if not samples:
+            raise DataError(f"{found[name].where} has no images for {name}.")
+    return TaskData(
+        classes=classes,
+        train=tuple(splits["train"]),
+        val=tuple(splits["val"]),
+        test=tuple(splits.get("test", ())),
+        fingerprint=_fingerprint(splits, classes, decoded.digests),
+        notes=(
+            *(note for split in found.values() for note in split.notes),
+            *decoded.notes,
+            *_missing(splits, classes),
+            *_leaks(splits, decoded.digests),
+        ),
+    )
 
 
-@dataclass
-class _Decoded:
-    digests: dict[int, str]  # by id of the sample
+def split_of(data: str, wanted: str) -> Split:
+    """The images of ``data`` for one split: what it has for it, or all if it has no splits or none but ``train``.
+
+    Raises:
+        DataError: if it has other splits, but not this one.
+    """
+    found = read_source(data)
+    split = found.get(wanted) or found.get("all") or (found["train"] if set(found) == {"train"} else None)
+    if split is None:
+        raise DataError(f"{data} has {' and '.join(found)} images, but none for {wanted}. Name the folder to take.")
+    return split
+
+
+def _read(data: str, val_data: str, test_data: str) -> tuple[dict[str, Split], bool]:
+    """The splits by name, ``train`` among them, and whether the data are divided into splits."""
+    found = read_source(data)
+    elsewhere = {name: split_of(place, name) for name, place in (("val", val_data), ("test", test_data)) if place}
+    divided = "all" not in found or bool(elsewhere)
+    if "all" in found:
+        found = {"train": found["all"]}
+    return {**found, **elsewhere}, divided
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images that can be read.
+
+    Attributes:
+        samples: by split.
+        digests: SHA-256 of each image's file, by id of the sample.
+        notes: on images that were skipped.
+    """
+
+    samples: dict[str, list[Sample]]
+    digests: dict[int, str]
     notes: tuple[str, ...] = ()
 
 
-def _decode(splits: dict[str, list[Sample]], threads: bool, skip: bool, progress: Counted) -> _Decoded:
-    """Decode every image once: unreadable ones are refused or left out here, not met in the middle of training."""
-    every = [sample for samples in splits.values() for sample in samples]
+def decode(splits: Mapping[str, Split], skip: bool = False, progress: Counted = lambda done, total: None) -> Decoded:
+    """Decode every image once: unreadable ones are refused or left out here, not met in the middle of training.
+
+    Raises:
+        DataError: listing the images that cannot be read, unless they are skipped.
+    """
+    every = [sample for split in splits.values() for sample in split.samples]
     digests: dict[int, str] = {}
-    bad: dict[int, str] = {}
-    with ThreadPoolExecutor(max_workers=4 if threads else 1) as pool:
-        for done, (sample, (content, reason)) in enumerate(zip(every, pool.map(_try, every), strict=True), 1):
+    bad: list[str] = []
+    threads = 4 if all(split.folders for split in splits.values()) else 1
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for done, (sample, digest) in enumerate(zip(every, pool.map(_try, every), strict=True), 1):
             progress(done, len(every))
-            if reason:
-                bad[id(sample)] = f"{sample.name}: {reason}"
+            if isinstance(digest, DataError):
+                bad.append(str(digest))
             else:
-                digests[id(sample)] = content
+                digests[id(sample)] = digest
     if bad and not skip:
-        listed = "\n  ".join(list(bad.values())[:20]) + ("\n  ..." if len(bad) > 20 else "")
+        shown = "\n  ".join(bad[:MOST]) + ("\n  ..." if len(bad) > MOST else "")
         raise DataError(
-            f"{len(bad)} of {len(every)} images cannot be read:\n  {listed}\n"
+            f"{len(bad)} of {len(every)} images cannot be read:\n  {shown}\n"
             "Fix or delete them, or skip them with --skip-bad-images."
         )
-    for name, samples in splits.items():
-        splits[name] = [sample for sample in samples if id(sample) not in bad]
-    return _Decoded(digests, (f"Skipped {len(bad)} unreadable images.",) if bad else ())
+    kept = {name: [sample for sample in split.samples if id(sample) in digests] for name, split in splits.items()}
+    return Decoded(kept, digests, (f"Skipped {len(bad)} unreadable images.",) if bad else ())
 
 
-def _try(sample: Sample) -> tuple[str, str]:
+def _try(sample: Sample) -> str | DataError:
     """SHA-256 of an image's content, or why it cannot be read."""
     try:
-        found = sample.read()
-        content = found.tobytes() if isinstance(found, Image.Image) else found
-        sample.image().load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return "", str(error).replace("\n", " ") or type(error).__name__
-    return hashlib.sha256(content).hexdigest(), ""
+        content = sample.content()
+        digest = hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).hexdigest()
+        read_rgb(content, sample.name)
+    except DataError as error:
+        return error
+    return digest
 
 
 def _carve(
-    samples: Sequence[Sample], classes: Sequence[str], wanted: Mapping[int, int], seed: int, into: str
+    samples: Sequence[Sample], wanted: Mapping[int, int], seed: int, into: str
 ) -> tuple[list[Sample], list[Sample]]:
     """Take ``wanted`` images of each class out of ``samples``, and leave at least one.
 
     Raises:
-        DataError: naming the classes that are too small.
+        DataError: if no class has an image to spare.
     """
     by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_class[sample.label].append(sample)
-    small = [classes[label] for label, members in by_class.items() if len(members) < 2]
-    if small:
-        raise DataError(
-            f"These classes have too few images to set some aside for {into}: {', '.join(sorted(small))}. Add images, "
-            f"or name a folder with --{into}-data."
-        )
     taken: set[int] = set()
     for label, members in sorted(by_class.items()):
         shuffled = random.Random(seed).sample(members, len(members))  # noqa: S311  (no secret)
         taken.update(id(sample) for sample in shuffled[: min(wanted[label], len(members) - 1)])
+    if not taken:
+        raise DataError(
+            f"There are too few images to set some aside for {into}: no class has two. Add images, or name a folder "
+            f"with --{into}-data."
+        )
     return [s for s in samples if id(s) not in taken], [s for s in samples if id(s) in taken]
 
 
-def _check_every_class(splits: dict[str, list[Sample]], classes: Sequence[str]) -> None:
-    for name, samples in splits.items():
-        counts = Counter(sample.label for sample in samples)
-        missing = [c for index, c in enumerate(classes) if not counts[index]]
-        if missing:
-            raise DataError(
-                f"The {name} split has no images of {', '.join(missing)}. Every class must be in every split."
-            )
+def _require_every_class(train: Sequence[Sample], classes: Sequence[str]) -> None:
+    if missing := _without_images(train, classes):
+        raise DataError(f"The train split has no images of {listed(missing)}. Every class must have some.")
 
 
-def _fingerprint(splits: dict[str, list[Sample]], classes: Sequence[str], digests: dict[int, str]) -> str:
+def _missing(splits: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> list[str]:
+    """Notes on classes that are trained and not measured."""
+    return [
+        f"The {name} split has no images of {listed(missing)}: its averages are over the other classes."
+        for name, samples in splits.items()
+        if name != "train" and (missing := _without_images(samples, classes))
+    ]
+
+
+def _without_images(samples: Sequence[Sample], classes: Sequence[str]) -> list[str]:
+    counts = Counter(sample.label for sample in samples)
+    return [name for label, name in enumerate(classes) if not counts[label]]
+
+
+def _fingerprint(splits: Mapping[str, Sequence[Sample]], classes: Sequence[str], digests: Mapping[int, str]) -> str:
     whole = hashlib.sha256("\0".join(classes).encode())
     for name, samples in sorted(splits.items()):
-        for sample in sorted(samples, key=lambda s: (s.name, s.label)):
-            whole.update(f"{name}\0{sample.name}\0{sample.label}\0{digests[id(sample)]}\n".encode())
+        rows = sorted((sample.name, sample.label, digests[id(sample)]) for sample in samples)
+        for row in rows:
+            whole.update("\0".join((name, *map(str, row))).encode("utf-8", "surrogateescape") + b"\n")
     return whole.hexdigest()
 
 
-def _leaks(splits: dict[str, list[Sample]], digests: dict[int, str]) -> tuple[str, ...]:
-    """Images that are both trained on and measured on make the measure too good."""
+def _leaks(splits: Mapping[str, Sequence[Sample]], digests: Mapping[int, str]) -> list[str]:
+    """Notes on images that are both trained on and measured on: they make the measure too good."""
     train = {digests[id(sample)] for sample in splits["train"]}
     counts = {
         name: sum(digests[id(sample)] in train for sample in samples)
         for name, samples in splits.items()
         if name != "train"
     }
-    return tuple(
+    return [
         f"{count} of {len(splits[name])} {name} images are also in train, byte for byte: accuracy will be "
         "overestimated."
         for name, count in counts.items()
         if count
-    )
+    ]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..data.pixels import read_rgb
 from ..data.transforms import batch, evaluation_transform
 from ..records import InputConfig, Prediction
 from .compose import Composed
@@ -52,7 +50,7 @@ class TaskModel:
         predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH):
             paths = images[start : start + BATCH]
-            pixels = batch([transform(_open(path)) for path in paths]).to(self.device)
+            pixels = batch([transform(read_rgb(path, str(path))) for path in paths]).to(self.device)
             probabilities = self.model(pixels).softmax(dim=1).cpu()
             predictions.extend(self._prediction(path, row, top) for path, row in zip(paths, probabilities, strict=True))
         return tuple(predictions)
@@ -66,11 +64,3 @@ class TaskModel:
 def task_model(task: str, version: int, composed: Composed, config: InputConfig, device: torch.device) -> TaskModel:
     """Put a composed model on a device."""
     return TaskModel(task, version, composed.model.to(device), composed.header.classes, config)
-
-
-def _open(path: Path) -> Any:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error

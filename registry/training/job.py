@@ -12,8 +12,8 @@ from torch import nn
 from ...plugins.architectures import Partition
 from ...plugins.encodings import Encoding
 from ...plugins.methods import Delta, Method, MethodSettings
-from ..records import InputConfig
 from ..data.splits import TaskData
+from ..records import InputConfig
 from .progress import EpochResult
 from .settings import TaskSettings
 

@@ -12,15 +12,15 @@ from torch.nn import functional
 
 from ...plugins.architectures.pieces import Pieces
 from ...plugins.methods import Adaptation
+from ..data.cache import room
+from ..data.loaders import Images, evaluation_loader, mixed, spare_workers, training_loader
+from ..data.transforms import evaluation_transform, training_transform
 from ..errors import TrainingError
 from ..models.measure import footprint, roles
-from ..data.transforms import evaluation_transform, training_transform
 from ..records import Footprint
 from . import checkpoint
-from ..data.cache import room
 from .device import make_accelerator, seed_everything
 from .evaluation import measure
-from ..data.loaders import Images, evaluation_loader, mixed, spare_workers, training_loader
 from .job import Best, Job, Outcome
 from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step

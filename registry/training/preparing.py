@@ -12,6 +12,7 @@ from torch import nn
 from ...plugins.methods import Method
 from ..catalog import common as sets
 from ..context import Context
+from ..data.splits import open_data
 from ..errors import IntegrityError, SettingsError
 from ..home import check_name
 from ..models.bases import LoadedBase, load
@@ -19,7 +20,6 @@ from ..models.build import check_input
 from ..records import Base
 from ..store.artifact import factors_of
 from .budget import binding, limits, scarce, settle, what_is_left
-from ..data.splits import open_data
 from .device import make_accelerator
 from .job import Common, Job
 from .progress import Progress

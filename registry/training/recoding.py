@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..catalog import bases, runs, tasks
 from ..context import Context
+from ..data.splits import TaskData, open_data
 from ..errors import DataError
 from ..folders import scratch
 from ..models.bases import LoadedBase, load
@@ -27,7 +28,6 @@ from ..store.artifact import Header, is_exact, read_artifact, tensor_bytes
 from ..store.files import checksum, sha256
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
-from ..data.splits import TaskData, open_data
 from .device import find_device
 from .progress import Progress
 from .result import measure_artifact

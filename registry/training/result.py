@@ -9,19 +9,19 @@ from pathlib import Path
 from ...plugins.methods import Delta, Stored
 from ..catalog.common import PublishedCommon
 from ..catalog.tasks import Published
+from ..data.loaders import Images, evaluation_loader
+from ..data.splits import TaskData
+from ..data.transforms import evaluation_transform
 from ..inference.compose import compose
 from ..models.bases import LoadedBase
 from ..models.measure import footprint, roles
-from ..data.transforms import evaluation_transform
 from ..records import InputConfig, TaskLayer
 from ..store.artifact import tensor_bytes, write_artifact
 from ..store.files import checksum, sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
-from ..data.splits import TaskData
 from .device import find_device
 from .evaluation import measure
-from ..data.loaders import Images, evaluation_loader
 from .job import Job
 from .settings import TaskSettings
 

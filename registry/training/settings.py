@@ -10,8 +10,8 @@ from typing import Any
 from ...plugins.encodings import COMPRESSED
 from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..amounts import parse
-from ..errors import SettingsError
 from ..data.transforms import AUGMENTATIONS
+from ..errors import SettingsError
 from ..seeds import check_seed
 
 NORMS = ("task", "gated", "frozen")

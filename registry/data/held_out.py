@@ -1,0 +1,130 @@
+"""Images to measure a finished task on: never those that it was trained with, unless that is asked for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, SettingsError
+from .samples import Sample, Split
+from .sources import read_source, split_reading
+from .splits import TaskData, decode, open_data
+
+TEST, VAL, TRAIN, ALL = "test", "val", "train", "all"
+SPLITS = (TEST, VAL, TRAIN, ALL)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labelled images of one split: ``test``, ``val``, ``train``, or ``all`` of a folder without splits."""
+
+    split: str
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a task was trained with.
+
+    Attributes:
+        settings: of its run, such as ``data`` and ``seed``.
+        fingerprint: of its images, as ``TaskData`` has it; empty if it is not known.
+    """
+
+    settings: Mapping[str, Any]
+    fingerprint: str = ""
+
+    def open(self, data: str) -> TaskData:
+        """The images as the run split them, if they are those of ``data``. Raises DataError."""
+        options = ("val_data", "test_data", "seed", "skip_bad_images")
+        return open_data(data, **{name: self.settings[name] for name in options if name in self.settings})
+
+
+def open_held_out(data: str, classes: Sequence[str], trained: Trained, split: str = "") -> HeldOut:
+    """Labelled images to measure a task on.
+
+    Args:
+        data: as ``add_task`` takes it.
+        classes: of the task, in the order of its labels.
+        trained: what it was trained with.
+        split: which images; by default those for testing, else those for validation, else all of a folder without
+            splits. Of images that the task was trained with, those that its run had set aside.
+
+    Raises:
+        SettingsError: for an unknown split.
+        DataError: for unreadable images, a class that is none of ``classes``, or if there are no images of this split.
+    """
+    if split not in ("", *SPLITS):
+        raise SettingsError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    found = {name: part.labelled(classes, "which the task does not know") for name, part in read_source(data).items()}
+    groups = _by_use(found, {} if split == ALL else _uses(data, found, trained))
+    if split == ALL:
+        groups[ALL] = [sample for part in found.values() for sample in part.samples]
+    taken = split or next((name for name in (TEST, ALL, VAL) if groups[name]), "")
+    if not groups[taken]:
+        raise DataError(_nothing(data, taken, [name for name in SPLITS if groups[name]]))
+    chosen = Split(tuple(classes), tuple(groups[taken]), data, all(part.folders for part in found.values()))
+    readable = decode({taken: chosen}, skip=bool(trained.settings.get("skip_bad_images")))
+    notes = (*(note for part in found.values() for note in part.notes), *readable.notes)
+    return HeldOut(taken, tuple(readable.samples[taken]), notes)
+
+
+def _by_use(found: Mapping[str, Split], uses: Mapping[str, str]) -> defaultdict[str, list[Sample]]:
+    """Images by what they are for: what the run used them for, else the split that they are found in."""
+    groups: defaultdict[str, list[Sample]] = defaultdict(list)
+    for name, part in found.items():
+        fresh = TEST if name == ALL and any(sample.file in uses for sample in part.samples) else name
+        for sample in part.samples:
+            groups[uses.get(sample.file, fresh)].append(sample)
+    return groups
+
+
+def _uses(data: str, found: Mapping[str, Split], trained: Trained) -> dict[str, str]:
+    """The split that the run had each image in, by file; empty if it had none of these images.
+
+    Raises:
+        DataError: if the run had some of them, but its images have changed since.
+    """
+    place = str(trained.settings.get("data", ""))
+    before = _files(place)
+    if before and not before & {sample.file for part in found.values() for sample in part.samples}:
+        return {}
+    if not before and ALL not in found:
+        return {}
+    try:
+        opened = trained.open(place if before else data)  # not where they were: these may be they, moved
+        known = opened.fingerprint == trained.fingerprint
+    except DataError:
+        known = False
+    if known:
+        parts = {TRAIN: opened.train, VAL: opened.val, TEST: opened.test}
+        return {sample.file: name for name, part in parts.items() for sample in part if sample.file}
+    if before and ALL in found:
+        raise DataError(
+            f"The images in {place} are not those that the task was trained with, so it is not known which of them it "
+            f"has seen. Name a folder of other images, or measure on all of them with --split {ALL}."
+        )
+    return {}
+
+
+def _files(data: str) -> set[str]:
+    """The files of the images in a folder; none if there is no such folder now."""
+    if not Path(split_reading(data)[1]).is_dir():
+        return set()
+    try:
+        return {sample.file for part in read_source(data).values() for sample in part.samples}
+    except DataError:
+        return set()
+
+
+def _nothing(data: str, split: str, there: Sequence[str]) -> str:
+    """What to say if there are no images of a split, given the splits that there are."""
+    if split:
+        return f"{data} has no images for --split {split}, only for {' and '.join(there)}."
+    if there == [TRAIN]:
+        return f"{data} has training images only. To measure on them nevertheless: --split {TRAIN}"
+    return f"{data} has no images to measure on."

@@ -1,0 +1,125 @@
+"""How right a task is on labelled images: averages, each class, each image."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from ..data.held_out import HeldOut
+from ..data.loaders import Images, evaluation_loader
+from ..data.transforms import evaluation_transform
+from ..errors import SettingsError
+from ..records import ClassScores, Evaluation
+from ..store.files import write_file
+from .task_model import TaskModel
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a task said of ``N`` images.
+
+    Attributes:
+        labels: of the images, ``(N,)`` int64.
+        predicted: the most likely classes, ``(N,)`` int64.
+        probabilities: of these, ``(N,)`` float32.
+        losses: cross-entropies in nats, ``(N,)`` float64.
+    """
+
+    labels: NDArray[Any]
+    predicted: NDArray[Any]
+    probabilities: NDArray[Any]
+    losses: NDArray[Any]
+
+
+@torch.inference_mode()
+def answer(task: TaskModel, images: HeldOut, batch_size: int, workers: int) -> Answers:
+    """Ask a task about every image, in their order."""
+    loader = evaluation_loader(Images(images.samples, evaluation_transform(task.input)), batch_size, workers)
+    rows = []
+    for pixels, labels in loader:
+        logits = task.model(pixels.to(task.device)).float().cpu()
+        probabilities, predicted = logits.softmax(dim=1).max(dim=1)
+        losses = functional.cross_entropy(logits, labels, reduction="none").double()
+        rows.append((labels, predicted, probabilities, losses))
+    return Answers(*(torch.cat(column).numpy() for column in zip(*rows, strict=True)))
+
+
+def evaluate(task: TaskModel, images: HeldOut, answers: Answers) -> Evaluation:
+    """Averages and scores of each class, by scikit-learn; averages over classes leave out those without images."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    precision, recall, f1, support = precision_recall_fscore_support(
+        answers.labels, answers.predicted, labels=range(len(task.classes)), zero_division=0
+    )
+    there = support > 0
+    return Evaluation(
+        task=task.task,
+        version=task.version,
+        split=images.split,
+        images=len(answers.labels),
+        accuracy=float(accuracy_score(answers.labels, answers.predicted)),
+        balanced_accuracy=float(recall[there].mean()),
+        macro_f1=float(f1[there].mean()),
+        loss=float(answers.losses.mean()),
+        classes=tuple(
+            ClassScores(name, float(precision[label]), float(recall[label]), float(f1[label]), int(support[label]))
+            for label, name in enumerate(task.classes)
+        ),
+        notes=images.notes,
+    )
+
+
+def write_predictions(path: Path, classes: Sequence[str], images: HeldOut, answers: Answers) -> None:
+    """Write a line of CSV for each image: its name, its class, the most likely class and its probability.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    rows = zip(images.samples, answers.labels, answers.predicted, answers.probabilities, strict=True)
+    _write_csv(
+        path,
+        ("image", "class", "predicted", "probability"),
+        (
+            (sample.name, classes[label], classes[guess], f"{probability:.6f}")
+            for sample, label, guess, probability in rows
+        ),
+    )
+
+
+def write_confusion(path: Path, classes: Sequence[str], answers: Answers) -> None:
+    """Write how many images of each class (rows) were taken for which class (columns), as CSV or as a picture.
+
+    Raises:
+        SettingsError: for another ending than ``.csv`` and ``.png``.
+        StorageError: if the disk refuses.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    require_confusion_ending(path)
+    matrix = confusion_matrix(answers.labels, answers.predicted, labels=range(len(classes)))
+    if path.suffix.lower() == ".csv":
+        rows = ((name, *counts) for name, counts in zip(classes, matrix.tolist(), strict=True))
+        return _write_csv(path, ("class", *classes), rows)
+    from .confusion import picture
+
+    return write_file(path, picture(classes, matrix))
+
+
+def require_confusion_ending(path: Path) -> None:
+    """Raise SettingsError unless a confusion matrix can be written to a file of this name."""
+    if path.suffix.lower() not in (".csv", ".png"):
+        raise SettingsError(f"--confusion {path} must end in .csv or .png.")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
