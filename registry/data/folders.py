@@ -58,7 +58,7 @@ def read_folders(root: Path) -> Split:
         DataError: if it has no class folders, one whose name is not UTF-8, or a folder that cannot be read.
     """
     classes, notes = _classes(subfolders(root))
-    loose = [entry.name for entry in entries(root) if entry.is_file()]
+    loose = [entry.name for entry in entries(root) if _is_file(entry)]
     if not classes:
         what = ", only images" if any(map(is_image, loose)) else ""
         raise DataError(f"{root} has no class folders{what}. Put the images of each class into a folder of its own.")
@@ -133,10 +133,13 @@ def _walk(folders: Sequence[Path]) -> Iterator[tuple[PurePath, str, bool]]:
         for entry in entries(folder):
             name, is_link = below / entry.name, entry.is_symlink()
             if _is_folder(entry):
-                (linked if is_link else todo).append((Path(entry.path), name))
+                if not is_link:
+                    todo.append((Path(entry.path), name))
+                elif not real.is_relative_to(os.path.realpath(entry.path)):
+                    linked.append((Path(entry.path), name))
             elif is_link and not Path(entry.path).exists():
                 yield name, entry.path, True  # a dangling link: reading it says so
-            elif entry.is_file():
+            elif _is_file(entry):
                 yield name, os.path.realpath(entry.path) if is_link else f"{real}{os.sep}{entry.name}", is_link
 
 
@@ -176,6 +179,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
         return False
 
 
