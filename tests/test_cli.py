@@ -143,7 +143,9 @@ JSON_COMMANDS = {
     "cost --by kind": {"bases", "budget"},
     "budget show": {"budgets"},
     "budget set --max-params 100M": {"budgets"},
-    "evaluate cars --data {images}": {"task", "version", "images", "accuracy", "loss"},
+    "evaluate cars --data {images}": {
+        *("task", "version", "split", "images", "accuracy", "balanced_accuracy", "macro_f1", "loss", "classes", "notes")
+    },
     "predict cars {image} {image} --top 2": {"task", "predictions"},
     "gc --dry-run": {"removed", "bytes", "dry_run"},
     "gc": {"removed", "bytes", "dry_run"},

@@ -124,7 +124,7 @@ def _range(image: Image.Image, values: Any) -> tuple[float, float]:
 
 def _from_lab(image: Image.Image) -> Image.Image:
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
 
 
 def reason(error: Exception) -> str:
