@@ -51,7 +51,7 @@ def make_job(options: Options, model: str, method: str) -> Any:
     import torch
 
     from taps_registry.plugins.manager import PluginManager
-    from taps_registry.registry.data.sources import Sample
+    from taps_registry.registry.data.samples import Sample
     from taps_registry.registry.data.splits import TaskData
     from taps_registry.registry.models.build import has_fixed_size, input_config
     from taps_registry.registry.models.measure import parameters

@@ -31,12 +31,12 @@ def loading(options: Options) -> Iterator[Ratio]:
 
 def _an_image(images: Path, pixels: int) -> Iterator[Ratio]:
     """Where the time of one training image goes, in one process: decoding, transforming, taking it from memory."""
+    from taps_registry.registry.data.folders import read_folders
     from taps_registry.registry.data.loaders import Images
-    from taps_registry.registry.data.sources import find
     from taps_registry.registry.data.transforms import training_transform
     from taps_registry.registry.records import InputConfig
 
-    samples = find(str(images))["train"].samples[:64]
+    samples = read_folders(images).samples[:64]
     config = InputConfig((3, pixels, pixels), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95, "center")
     transform = training_transform(config, "standard")
     decoded = [sample.image() for sample in samples]
