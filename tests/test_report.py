@@ -417,6 +417,15 @@ def test_names_that_would_cover_each_other_wait_for_the_mouse(base: BaseReport) 
     assert not plot.points[0].named
 
 
+def test_a_mark_in_the_middle_has_its_name_on_one_side_whatever_its_bytes_are(base: BaseReport) -> None:
+    cars = base.tasks[1]
+    plots = [
+        scatter(replace(base, tasks=(replace(cars, task=replace(cars.task, name="n" * 120, bytes=size)),)))
+        for size in range(1000, 1100)
+    ]
+    assert {(plot.points[0].x, plot.points[0].anchor) for plot in plots if plot} == {(50.0, "start")}
+
+
 def test_many_methods_have_different_marks(base: BaseReport) -> None:
     tasks = [replace(base.tasks[0], task=replace(base.tasks[0].task, method=f"m{index:02}")) for index in range(20)]
     plot = scatter(replace(base, tasks=tuple(tasks)))

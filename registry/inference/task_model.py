@@ -56,8 +56,8 @@ class TaskModel:
         return tuple(predictions)
 
     def _prediction(self, path: Path, row: Tensor, top: int) -> Prediction:
-        best = row.topk(min(top, len(self.classes)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        shares, order = row.sort(descending=True, stable=True)  # equal shares in the order of the classes, on any machine
+        pairs = zip(order[:top].tolist(), shares[:top].tolist(), strict=True)
         return Prediction(str(path), tuple((self.classes[index], share) for index, share in pairs))
 
 

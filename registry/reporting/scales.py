@@ -34,11 +34,15 @@ class Axis:
     logarithmic: bool = False
 
     def at(self, value: float) -> float:
-        """Where ``value`` lies, in per cent."""
+        """Where ``value`` lies, in per cent, to six decimals.
+
+        Unrounded, the middle of a logarithmic axis is just above or below 50, as the value has it and as the machine
+        computes logarithms, and a name stands now on this side of its mark, now on the other.
+        """
         low, high, place = self.low, self.high, value
         if self.logarithmic:
             low, high, place = math.log10(low), math.log10(high), math.log10(max(value, self.low))
-        return 100 * min(1.0, max(0.0, (place - low) / (high - low)))
+        return round(100 * min(1.0, max(0.0, (place - low) / (high - low))), 6)
 
 
 def linear(values: Iterable[float], label: Callable[[float], str], *, most: int = 5, snug: bool = False) -> Axis:
