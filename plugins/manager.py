@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pluggy
@@ -207,10 +207,13 @@ class _Found:
         self.methods: Shelf[Method] = Shelf("method")
         self.encodings = Shelf[Form]("encoding")
         self.trackers = Shelf[Tracker]("tracker")
+        self.packages: dict[Distribution | None, tuple[str, str]] = {}  # parsing metadata takes longer than the rest
 
     def add(self, point: EntryPoint, *, disabled: bool) -> None:
         """Load one plugin. One that raises is a ``failed`` line in the list, and nobody else's trouble."""
-        info = PluginInfo(point.name, *_distribution(point))
+        if point.dist not in self.packages:
+            self.packages[point.dist] = _distribution(point)
+        info = PluginInfo(point.name, *self.packages[point.dist])
         if disabled:
             self.infos.append(replace(info, state="disabled"))
             return
@@ -284,4 +287,7 @@ def _entry_points(disabled: frozenset[str]) -> list[EntryPoint]:
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     """Name and version of the package that brings an entry point."""
-    return (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+    if point.dist is None:
+        return "unknown", "unknown"
+    metadata = point.dist.metadata
+    return metadata["Name"], metadata["Version"]
