@@ -99,6 +99,25 @@ def get(catalog: Catalog, name: str) -> Task:
 # Names
 
 
+def test_names_are_sorted_alike_by_every_database(catalog: Catalog) -> None:
+    sent: list[str] = []
+    event.listen(catalog.engine, "before_cursor_execute", lambda *call: sent.append(call[2]))
+    for name in ("b", "a-1", "B", "a.1", "a1"):
+        reserve(catalog, name)
+    with catalog.read() as session:
+        assert [task.name for task in tasks.listing(session)] == ["B", "a-1", "a.1", "a1", "b"]
+        bases.listing(session)
+        budgets.listing(session)
+        costs.report(session)
+    ordered = [
+        order for sql in sent if (order := sql.partition("ORDER BY")[2]) and ("name" in order or "scope" in order)
+    ]
+    assert len(ordered) >= 5
+    if catalog.engine.dialect.name == "postgresql":  # a server in another locale than C would sort them as it likes
+        names = [column for order in ordered for column in order.split(",") if "name" in column or "scope" in column]
+        assert [column for column in names if 'COLLATE "C"' not in column] == []
+
+
 def test_a_base_is_found_as_it_was_added(catalog: Catalog) -> None:
     with catalog.read() as session:
         found = bases.get(session, "base")

@@ -14,6 +14,8 @@ import torch
 
 from taps_registry import Registry
 from taps_registry.registry.errors import NotFoundError, SettingsError, StorageError
+from taps_registry.registry.inference.task_model import TaskModel
+from taps_registry.registry.records import InputConfig
 
 LOADS = """
 import sys, torch
@@ -146,6 +148,18 @@ def test_a_task_predicts_and_evaluates_as_its_metrics_say(house: House, images: 
     assert measured.images == len(files) == 36
     assert measured.accuracy == right / len(files) == metrics["test/accuracy"]
     assert measured.loss == pytest.approx(metrics["test/loss"], rel=1e-6)
+
+
+def test_classes_that_are_equally_likely_come_in_their_order(images: Path) -> None:
+    class Undecided(torch.nn.Linear):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.weight.new_zeros(len(pixels), 50)
+
+    classes = tuple(f"class {number:02}" for number in range(50))
+    config = InputConfig((3, 32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 1.0, "center")
+    model = TaskModel("task", 1, Undecided(1, 1), classes, config)
+    (found,) = model.predict([images / "dark" / "0.png"], top=50)
+    assert tuple(name for name, _ in found.classes) == classes
 
 
 def test_every_task_is_as_the_catalog_says(house: House) -> None:

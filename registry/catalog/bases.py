@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from ..errors import NameTakenError, NotFoundError
 from ..records import Base, InputConfig, LayerInfo
+from .ordering import ByName
 from .tables import BaseRow, LayerRow, ObjectRow
 
 
@@ -74,7 +75,7 @@ def get(session: Session, name: str) -> Base:
 
 def listing(session: Session) -> tuple[Base, ...]:
     """Every base with its layers, by name."""
-    rows = session.scalars(select(BaseRow).options(selectinload(BaseRow.layers)).order_by(BaseRow.name))
+    rows = session.scalars(select(BaseRow).options(selectinload(BaseRow.layers)).order_by(ByName(BaseRow.name)))
     return tuple(record(found, with_layers=True) for found in rows)
 
 

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from ..errors import BudgetError
 from ..records import BudgetUse
 from . import bases, common
+from .ordering import ByName
 from .tables import CURRENT, ArtifactRow, BaseRow, BudgetRow, TaskRow
 
 WHOLE = "*"
@@ -32,7 +33,7 @@ def clear(session: Session, base: str | None) -> bool:
 
 def listing(session: Session) -> tuple[BudgetUse, ...]:
     """Every budget and what is used of it, that of the whole registry first."""
-    rows = session.scalars(select(BudgetRow).order_by(BudgetRow.scope))
+    rows = session.scalars(select(BudgetRow).order_by(ByName(BudgetRow.scope)))
     return tuple(_use(session, row) for row in rows)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from ..errors import SettingsError
 from ..records import BaseCost, BudgetUse, CommonCost, CostReport, LayerCost, Params, TaskCost, Total
 from . import bases, budgets, tasks
+from .ordering import ByName
 from .tables import (
     CURRENT,
     ArtifactLayerRow,
@@ -46,7 +47,9 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
         on = tasks.ready_row(session, name).base.name
         if base not in (None, on):
             raise SettingsError(f"The task {name!r} is on the base {on!r}, not on {base!r}.")
-    chosen = [bases.row(session, base)] if base else list(session.scalars(select(BaseRow).order_by(BaseRow.name)))
+    chosen = (
+        [bases.row(session, base)] if base else list(session.scalars(select(BaseRow).order_by(ByName(BaseRow.name))))
+    )
     uses = {use.base: use for use in budgets.listing(session)}
     costs = []
     for row in chosen:
@@ -76,7 +79,7 @@ def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> Sequenc
         )
         .join(ArtifactRow, CURRENT)
         .where(TaskRow.base_id == base.id)
-        .order_by(TaskRow.name)
+        .order_by(ByName(TaskRow.name))
     )
     if names:
         query = query.where(TaskRow.name.in_(names))
@@ -91,7 +94,7 @@ def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[Comm
         .join(CommonTaskRow, CommonTaskRow.common_id == CommonRow.id)
         .join(TaskRow, CommonTaskRow.task_id == TaskRow.id)
         .where(CommonRow.base_id == base.id, TaskRow.state == "ready")
-        .order_by(CommonRow.name, TaskRow.name)
+        .order_by(ByName(CommonRow.name, TaskRow.name))
     )
     members: dict[int, list[str]] = {}
     rows: dict[int, tuple[CommonRow, int]] = {}

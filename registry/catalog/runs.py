@@ -61,7 +61,7 @@ def get(session: Session, run: str) -> Run:
 
 def listing(session: Session, task: str | None = None) -> tuple[Run, ...]:
     """Every run, newest first; those of one task if it is named."""
-    query = select(RunRow).order_by(RunRow.created.desc())
+    query = select(RunRow).order_by(RunRow.created.desc(), RunRow.id)
     if task is not None:
         query = query.where(RunRow.task_name == task)
     return tuple(record(row) for row in session.scalars(query))

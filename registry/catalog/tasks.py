@@ -13,6 +13,7 @@ from ..errors import BusyError, NameTakenError, NotFoundError
 from ..records import InputConfig, Params, Task, TaskLayer
 from . import bases, budgets, common
 from .common import PublishedCommon
+from .ordering import ByName
 from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, BaseRow, CommonRow, CommonTaskRow, LayerRow, RunRow, TaskRow
 
 
@@ -208,7 +209,7 @@ def first_metrics(session: Session, name: str) -> Mapping[str, float]:
 
 def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
     """Every task, by base and name, without layers. Raises NotFoundError for an unknown base."""
-    query = _current().order_by(TaskRow.base_id, TaskRow.name)
+    query = _current().order_by(TaskRow.base_id, ByName(TaskRow.name))
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
     return tuple(record(found) for found in session.connection().execute(query))

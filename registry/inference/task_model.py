@@ -56,7 +56,7 @@ class TaskModel:
         return tuple(predictions)
 
     def _prediction(self, path: Path, row: Tensor, top: int) -> Prediction:
-        shares, order = row.sort(descending=True, stable=True)  # equal shares in the order of the classes, on any machine
+        shares, order = row.sort(descending=True, stable=True)  # equal ones in the order of the classes
         pairs = zip(order[:top].tolist(), shares[:top].tolist(), strict=True)
         return Prediction(str(path), tuple((self.classes[index], share) for index, share in pairs))
 
