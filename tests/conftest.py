@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads only get in each other's way on models this small
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -51,12 +52,20 @@ def make_images(
     return folder
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    """A registry with one base, named ``base``."""
-    with Registry.init(tmp_path / "home") as made:
+@pytest.fixture(scope="session")
+def home_with_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``registry`` is a copy of: making one takes several times as long."""
+    home = tmp_path_factory.mktemp("template") / "home"
+    with Registry.init(home) as made:
         made.add_base("base", BASE_MODEL, random_init=True, input_size=PIXELS)
-        yield made
+    return home
+
+
+@pytest.fixture
+def registry(home_with_base: Path, tmp_path: Path) -> Iterator[Registry]:
+    """A registry with one base, named ``base``."""
+    with Registry.open(shutil.copytree(home_with_base, tmp_path / "home")) as opened:
+        yield opened
 
 
 @pytest.fixture
