@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,26 +312,49 @@ def test_a_gpu_trains_in_every_precision(registry: Registry, add: Add, precision
     assert registry.verify(deep=True) == ()
 
 
-@pytest.mark.parametrize("told", [{}, {"method": "taps", "budget": "20%"}], ids=str)
-def test_two_processes_train_one_task(registry: Registry, images: Path, told: dict[str, str]) -> None:
-    """The budget changes what trains on the way."""
-    run_in_two(registry, images, "base", {"epochs": 2, "batch_size": 4, "device": "cpu", "tracker": "none", **told})
-    task = registry.task("two")
-    assert task.state == "ready"
-    assert task.open_layers > 0
-    assert registry.verify(deep=True) == ()
+FEW_STEPS: dict[str, Any] = {
+    "epochs": 1,
+    "augment": "none",
+    "tracker": "none",
+    "workers": 0,
+    "device": "cpu",
+    "lr": 3e-3,
+}
+IN_TWO: dict[str, tuple[str, dict[str, Any]]] = {
+    "loaded by workers": ("base", {"epochs": 1, "batch_size": 4, "workers": 1}),
+    "within a budget": ("base", {"epochs": 2, "batch_size": 4, "workers": 0, "method": "taps", "budget": "20%"}),
+    "vit": ("vit", {**FEW_STEPS, "method": "full", "batch_size": 4}),
+}
 
 
-def run_in_two(registry: Registry, images: Path, base: str, told: dict[str, Any]) -> None:
-    """Add the task ``two`` by a program of its own: torch's process groups do not outlive it."""
-    program = f"""
+@pytest.fixture(scope="module")
+def in_two(home_with_base: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry with tasks that two processes trained, added by a program of its own: torch's process groups do not
+    outlive it, and each of the two takes seconds to import torch.
+    """
+    home = shutil.copytree(home_with_base, tmp_path_factory.mktemp("two") / "home")
+    with Registry.open(home) as registry:
+        registry.add_base("vit", "test_vit", random_init=True, input_size=32)
+        program = f"""
 from taps_registry import Registry
 if __name__ == "__main__":
     with Registry.open({str(registry.home)!r}) as registry:
-        registry.add_task("two", {base!r}, {str(images)!r}, processes=2, **{told!r})
+        for name, (base, told) in {IN_TWO!r}.items():
+            told = {{"device": "cpu", "tracker": "none", "processes": 2, **told}}
+            registry.add_task(name.replace(" ", "-"), base, {str(images)!r}, **told)
 """
-    done = run_script(registry, program)
-    assert done.returncode == 0, done.stderr
+        done = run_script(registry, program)
+        assert done.returncode == 0, done.stderr
+        yield registry
+
+
+@pytest.mark.parametrize("name", ["loaded by workers", "within a budget"])
+def test_two_processes_train_one_task(in_two: Registry, name: str) -> None:
+    """Each may have processes that load its images. A budget changes what trains on the way."""
+    task = in_two.task(name.replace(" ", "-"))
+    assert task.state == "ready"
+    assert task.open_layers > 0
+    assert in_two.verify(deep=True) == ()
 
 
 def run_script(registry: Registry, program: str) -> subprocess.CompletedProcess[str]:
@@ -343,14 +366,11 @@ def run_script(registry: Registry, program: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_two_processes_train_as_one_does_with_batches_of_twice_the_size(registry: Registry, images: Path) -> None:
+def test_two_processes_train_as_one_does_with_batches_of_twice_the_size(in_two: Registry, images: Path) -> None:
     """Each has a model of its own, and they agree on gradients. A ViT, whose norms know no batch."""
-    registry.add_base("vit", "test_vit", random_init=True, input_size=32)
-    told = {"epochs": 1, "device": "cpu", "tracker": "none", "augment": "none", "workers": 0, "lr": 3e-3}
-    registry.add_task("still", "vit", images, method="head-only", **told)
-    registry.add_task("one", "vit", images, method="full", batch_size=8, **told)
-    run_in_two(registry, images, "vit", {**told, "method": "full", "batch_size": 4})
-    states = (registry.load(name, device="cpu").model.state_dict() for name in ("still", "one", "two"))
+    in_two.add_task("still", "vit", images, method="head-only", **FEW_STEPS)
+    in_two.add_task("one", "vit", images, method="full", batch_size=8, **FEW_STEPS)
+    states = (in_two.load(name, device="cpu").model.state_dict() for name in ("still", "one", "vit"))
     still, alone, together = (torch.cat([v.flatten() for k, v in s.items() if "head" not in k]) for s in states)
     assert float((together - alone).norm()) < 0.1 * float((alone - still).norm()), "one step each time, not two"
 

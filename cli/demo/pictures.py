@@ -28,7 +28,7 @@ FAMILIES = {
 }
 
 
-def characters(folder: Path, per_class: int = 110, seed: int = 0) -> None:
+def characters(folder: Path, per_class: int = 70, seed: int = 0) -> None:
     """Latin letters in eleven typefaces: what the demo's base is trained on. Classes ``A-upper`` to ``z-lower``."""
     chance = random.Random(seed)  # noqa: S311  (no secret)
     for letter in string.ascii_letters:

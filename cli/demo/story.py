@@ -19,10 +19,10 @@ from ..output import percent
 from ..progress import make_progress
 from . import pictures
 
-MODEL, PIXELS, LETTERS = "resnet18", pictures.PIXELS, 52
+MODEL, PIXELS, LETTERS = "resnet10t", pictures.PIXELS, 52
 # The base trains on letters; what it learns must be worth sharing, so it gets most of the demo's time.
-PRETRAINING: dict[str, Any] = {"method": "full", "epochs": 6, "batch_size": 64, "lr": 2e-3, "augment": "none"}
-ADDING: dict[str, Any] = {"epochs": 8, "augment": "light"}
+PRETRAINING: dict[str, Any] = {"method": "full", "epochs": 5, "batch_size": 64, "lr": 2e-3, "augment": "none"}
+ADDING: dict[str, Any] = {"epochs": 5, "augment": "light"}
 TAPS: dict[str, Any] = {**ADDING, "sparsity": 2.0}
 LITTLE: dict[str, Any] = {**ADDING, "budget": "1%", "encoding": "int4"}
 

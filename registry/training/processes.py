@@ -56,7 +56,6 @@ def _companions(job: Job) -> Iterator[list[SpawnProcess]]:
     saved = dict(os.environ)
     try:
         for process in others:
-            process.daemon = True
             process.start()
         _wait_for(others, begun)
         os.environ.update(_environment(address, 0))
@@ -100,6 +99,8 @@ def _companion(job: Job, begun: Semaphore, environment: Mapping[str, str]) -> No
         begun: is told once this process has a model of its own. On a CPU, each would train the others' weights.
         environment: of torch's process group.
     """
+    # A process that was spawned spawns: those that load its images would import torch anew, after each epoch again.
+    multiprocessing.set_start_method(None, force=True)
     own = replace(job, model=copy.deepcopy(job.model))
     begun.release()
     os.environ.update(environment)
