@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from taps_registry import Registry
 from taps_registry.plugins.methods.taps_rank import RankAdaptation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
 
+from benchmarks.speed import run
 from benchmarks.speed.contenders import Steps
 from benchmarks.speed.files import _from_the_disk
 from benchmarks.speed.jobs import Options
@@ -26,11 +28,14 @@ from benchmarks.speed.jobs import Options
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def measured(module: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """What a benchmark wrote."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+def measured(out: Path, *arguments: str) -> dict[str, Any]:
+    """What the benchmark wrote."""
+    done = CliRunner().invoke(run.main, [*arguments, "--out", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    return read(out)
+
+
+def read(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(out.read_text("utf-8"))
     assert {"date", "command", "machine", "versions"} <= set(found)
     return found
@@ -38,7 +43,10 @@ def measured(module: str, out: Path, *arguments: str) -> dict[str, Any]:
 
 def test_a_small_catalog_is_asked_every_question(tmp_path: Path) -> None:
     arguments = ("--tasks", "30", "--layers", "5", "--rounds", "2", "--database", "sqlite")
-    found = measured("catalog", tmp_path / "catalog.json", *arguments)
+    command = [sys.executable, "-m", "benchmarks.catalog", *arguments, "--out", str(tmp_path / "catalog.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = read(tmp_path / "catalog.json")
     asked = found["databases"]["sqlite"]
     assert {"cost", "cost --by layer", "tasks", "budget show"} <= set(asked)
     for name, answer in asked.items():
@@ -54,7 +62,7 @@ def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: P
     """And near the end of the run, where less of a transformer trains."""
     near_end = ["a step of taps-rank, near the end of the run / of full"] if model == "test_vit" else []
     arguments = ("--quick", "--part", "steps", "--model", model, "--pixels", "32")
-    found = measured("speed.run", tmp_path / "speed.json", *arguments)
+    found = measured(tmp_path / "speed.json", *arguments)
     what = [result["what"] for result in found["results"]]
     assert [text.partition(": ")[2] for text in what] == [
         "a step of W0 + I*D in the forward pass / of full",
@@ -94,9 +102,9 @@ def test_a_compiled_model_has_its_shortcuts(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_whole_runs_are_timed_with_each_method_and_with_what_is_recommended(tmp_path: Path) -> None:
     arguments = ("--quick", "--part", "add-task", "--model", "test_resnet", "--pixels", "32")
-    found = measured("speed.run", tmp_path / "speed.json", *arguments)
+    found = measured(tmp_path / "speed.json", *arguments)
     assert [result["what"] for result in found["results"]] == [
-        f"test_resnet: add-task {spent} / full, 5 epochs, 32 px"
+        f"test_resnet: add-task {spent} / full, 3 epochs, 32 px"
         for spent in (
             "--budget 10% --method taps-rank",
             "--budget 10% --method taps",
@@ -107,7 +115,7 @@ def test_whole_runs_are_timed_with_each_method_and_with_what_is_recommended(tmp_
 
 
 def test_files_are_measured_and_loading_them(tmp_path: Path) -> None:
-    found = measured("speed.run", tmp_path / "speed.json", "--quick", "--part", "files", "--model", "test_resnet")
+    found = measured(tmp_path / "speed.json", "--quick", "--part", "files", "--model", "test_resnet")
     sizes, speeds = found["results"][:4], found["results"][4:]
     assert all("bytes of the file of a task / of its tensors" in result["what"] for result in sizes)
     assert all(1 < result["ratio"] == result["low"] == result["high"] for result in sizes)

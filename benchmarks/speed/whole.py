@@ -21,8 +21,8 @@ def whole_runs(options: Options) -> Iterator[Ratio]:
 def _of(model: str, options: Options) -> Iterator[Ratio]:
     from taps_registry import Registry
 
-    epochs, pairs = (5, 2) if options.quick else (10, min(5, options.pairs))
-    per_class = 12 if options.quick else 40
+    epochs, pairs = (3, 2) if options.quick else (10, min(5, options.pairs))
+    per_class = 8 if options.quick else 40
     told = {
         "epochs": epochs,
         "batch_size": options.batch,
