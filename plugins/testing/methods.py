@@ -16,7 +16,7 @@ from ..architectures import Partition
 from ..architectures.pieces import Pieces
 from ..methods import Method, MethodSettings
 from .encodings import refuses, spoiled
-from .models import CLASSES, copied, differing, few, made, pieces_of, same_bits, timm_factory
+from .models import copied, copy_of, differing, few, pieces_of, same_bits
 from .rehearsal import Rehearsal, size_of
 from .tasks import WholeWay
 
@@ -66,7 +66,7 @@ class MethodTests(WholeWay):
 
     def base(self, settings: MethodSettings) -> tuple[nn.Module, Partition]:
         """A model with the base's weights, extended if the method does that, and its partition before that."""
-        model = made(timm_factory(self.model, self.arguments), CLASSES)
+        model = copy_of(self.model, self.arguments)
         partition = self.manager.partition(self.manager.architecture_for(model), model)
         arguments = self.method.extension(settings)
         if arguments:

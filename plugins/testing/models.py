@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import timm
@@ -37,6 +40,16 @@ def timm_factory(name: str, arguments: Mapping[str, Any]) -> Factory:
         return model
 
     return make
+
+
+def copy_of(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """``made`` of timm's model of this name; a suite wants dozens alike, and copying one takes half the time."""
+    return deepcopy(_kept(name, json.dumps(dict(arguments))))
+
+
+@cache
+def _kept(name: str, arguments: str) -> nn.Module:
+    return made(timm_factory(name, json.loads(arguments)))
 
 
 def noise(count: int, pixels: int, seed: int = 0) -> Tensor:

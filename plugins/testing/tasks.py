@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from ...registry import Registry
 
 
+@cache
+def _installed(places: tuple[str, ...]) -> PluginManager:
+    """The plugins found in these places, which every test of every suite asks for."""
+    return PluginManager()
+
+
 class WholeWay:
     """The part of ``MethodTests`` that goes from ``add_base`` to ``export``; see there for the attributes."""
 
@@ -34,7 +41,7 @@ class WholeWay:
     @cached_property
     def manager(self) -> PluginManager:
         """The plugins of this environment."""
-        return PluginManager()
+        return _installed(tuple(sys.path))
 
     @contextmanager
     def registry(self, folder: Path) -> Iterator[Registry]:
