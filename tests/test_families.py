@@ -129,7 +129,6 @@ def test_a_family_goes_the_whole_way(tmp_path: Path, images: Path, family: str) 
         model = registry.load("first", device="cpu").model
         assert is_base_with_changes(model, stored(registry, base.object), file)
         first = logits(model, made.pixels)
-        assert logits(registry.load("first", device="cpu").model, made.pixels) == first
 
         call = registry.export("first", tmp_path / "first.safetensors")
         assert logits(eval(call, {"timm": timm}), made.pixels) == first

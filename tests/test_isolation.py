@@ -40,7 +40,11 @@ METHODS: dict[str, dict[str, Any]] = {
 FOLDING = tuple(method for method in METHODS if not method.startswith("vmt"))
 BACKBONES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "resnet": ("test_resnet", {}, FOLDING),
-    "densenet": ("densenet121", DENSENET, ("taps", "full", "norm-only", "lora", "piggyback")),
+    "densenet": (
+        "densenet121",
+        DENSENET,
+        ("taps", "full", "piggyback"),
+    ),  # its layers are of the same kinds as a ResNet's
     "vit": ("test_vit", {}, tuple(METHODS)),
 }
 GATED = {"norms": "gated", "sparsity": 20.0, "score_lr": 0.05}

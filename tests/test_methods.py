@@ -482,22 +482,15 @@ class StopsAfter(Progress):
             raise KeyboardInterrupt
 
 
-RESUMED: dict[str, tuple[str, dict[str, Any]]] = {
-    "head-only": ("resnet", {}),
-    "norm-only": ("resnet", {}),
-    "bitfit": ("vit", {}),
+RESUMED: dict[str, tuple[str, dict[str, Any]]] = {  # with what their suites leave out; those resume every method
     "full": ("resnet", {}),
     "hard-sharing": ("resnet", {"own": "2"}),
     "lora": ("vit", {"rank": 2}),
-    "rcm": ("resnet", {}),
-    "parallel-adapter": ("resnet", {}),
-    "piggyback": ("resnet", {"lr": 5e-2}),
     "diff-pruning": ("vit", {"keep": 0.01, "lr": 5e-3, "epochs": 4, "score_lr": 1.0, "sparsity": 50.0}),
     "taps-lora": ("resnet", {**GATED, "granularity": "block"}),
     "taps-rank": ("vit", {"budget": "10%", "epochs": 10}),
     "taps": ("vit", {**GATED, "granularity": "block"}),
     "vmt-adapter": ("vit", {}),
-    "vmt-adapter-lite": ("vit", {}),
 }
 
 
