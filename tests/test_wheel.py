@@ -102,7 +102,7 @@ def test_the_demo_does_the_main_job_from_the_installed_wheel(program: Path, tmp_
     assert digits["metrics"]["test/accuracy"] >= 0.95
     assert digits["share_of_base"] <= 0.10
     little = [task["share_of_bytes"] for task in cost["tasks"] if task["task"] in ("greek", "cyrillic")]
-    assert max(little) < 0.014, "1 % of the base, and the head"
+    assert max(little) < 0.015, "1 % of the base, and the head"
     assert digits["metrics"]["test/accuracy"] > probe["metrics"]["test/accuracy"]
     assert cost["total"]["multiple"] < 1.5 < cost["total"]["multiple_if_copied"] == 5.0
     assert told.count("file unchanged, logits bit-identical") == 2
