@@ -54,6 +54,7 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
     type=click.Choice(["test", "val", "train", "all"]),
     help="Which images. Default: test, else val, else all of a folder without splits; never what it was trained with.",
 )
+@click.option("--skip-bad-images", is_flag=True, help="Skip unreadable images instead of refusing them.")
 @click.option("--confusion", metavar="FILE", help="Write the confusion matrix to a .csv or .png file.")
 @click.option("--predictions", metavar="FILE", help="Write each image's prediction to a .csv file.")
 @click.option(

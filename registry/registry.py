@@ -385,6 +385,7 @@ class Registry:
         data: str | Path,
         *,
         split: str = "",
+        skip_bad_images: bool = False,
         confusion: str | Path | None = None,
         predictions: str | Path | None = None,
         batch_size: int = 64,
@@ -398,6 +399,7 @@ class Registry:
             data: as ``add_task`` takes it.
             split: ``test``, ``val``, ``train`` or ``all``. By default the test split, else the validation split, else
                 all of a folder without splits; never images that the task was trained with, as far as these are known.
+            skip_bad_images: leave unreadable images out instead of refusing them.
             confusion: a ``.csv`` or ``.png`` file to write the confusion matrix to.
             predictions: a CSV file to write the prediction of each image to.
             batch_size: images at a time.
@@ -419,7 +421,7 @@ class Registry:
             record = tasks.ready(session, task)
             run = runs.get(session, record.run) if record.run else None
         trained = Trained(record.settings, run.fingerprint if run else "")
-        images = open_held_out(str(data), ready.classes, trained, split)
+        images = open_held_out(str(data), ready.classes, trained, split, skip_bad_images=skip_bad_images)
         answers = evaluation.answer(ready, images, batch_size, workers)
         if predictions is not None:
             evaluation.write_predictions(Path(predictions), ready.classes, images, answers)

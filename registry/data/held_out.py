@@ -44,7 +44,9 @@ class Trained:
         return open_data(data, **{name: self.settings[name] for name in options if name in self.settings})
 
 
-def open_held_out(data: str, classes: Sequence[str], trained: Trained, split: str = "") -> HeldOut:
+def open_held_out(
+    data: str, classes: Sequence[str], trained: Trained, split: str = "", *, skip_bad_images: bool = False
+) -> HeldOut:
     """Labelled images to measure a task on.
 
     Args:
@@ -53,6 +55,7 @@ def open_held_out(data: str, classes: Sequence[str], trained: Trained, split: st
         trained: what it was trained with.
         split: which images; by default those for testing, else those for validation, else all of a folder without
             splits. Of images that the task was trained with, those that its run had set aside.
+        skip_bad_images: leave unreadable images out instead of refusing them, as a run that did so had them.
 
     Raises:
         SettingsError: for an unknown split.
@@ -68,7 +71,7 @@ def open_held_out(data: str, classes: Sequence[str], trained: Trained, split: st
     if not groups[taken]:
         raise DataError(_nothing(data, taken, [name for name in SPLITS if groups[name]]))
     chosen = Split(tuple(classes), tuple(groups[taken]), data, all(part.folders for part in found.values()))
-    readable = decode({taken: chosen}, skip=bool(trained.settings.get("skip_bad_images")))
+    readable = decode({taken: chosen}, skip_bad_images or bool(trained.settings.get("skip_bad_images")))
     notes = (*(note for part in found.values() for note in part.notes), *readable.notes)
     return HeldOut(taken, tuple(readable.samples[taken]), notes)
 

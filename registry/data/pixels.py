@@ -63,9 +63,9 @@ def read_rgb(source: Source, name: str) -> Image.Image:
             image.load()
             return _flat(_upright(image))
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image of a format that can be read") from error
+        raise DataError(f"{name}: not an image of a format that can be read.") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
-        raise DataError(f"{name}: {reason(error)}") from error
+        raise DataError(f"{name}: {reason(error)}.") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -130,4 +130,4 @@ def _from_lab(image: Image.Image) -> Image.Image:
 def reason(error: Exception) -> str:
     """What another library's error says of a file, in one line that is the same for the same fault."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    return ADDRESS.sub(r"\1", said)
+    return ADDRESS.sub(r"\1", said).rstrip(".")

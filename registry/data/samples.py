@@ -35,7 +35,7 @@ class Sample:
         try:
             return self.read()
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.name}: {reason(error)}") from error
+            raise DataError(f"{self.name}: {reason(error)}.") from error
 
     def image(self) -> Image.Image:
         """The decoded image in RGB. Raises DataError if it cannot be decoded."""

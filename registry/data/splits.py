@@ -165,13 +165,20 @@ def decode(splits: Mapping[str, Split], skip: bool = False, progress: Counted = 
             else:
                 digests[id(sample)] = digest
     if bad and not skip:
-        shown = "\n  ".join(bad[:MOST]) + ("\n  ..." if len(bad) > MOST else "")
-        raise DataError(
-            f"{len(bad)} of {len(every)} images cannot be read:\n  {shown}\n"
-            "Fix or delete them, or skip them with --skip-bad-images."
-        )
+        raise DataError(_unreadable(bad, len(every)))
     kept = {name: [sample for sample in split.samples if id(sample) in digests] for name, split in splits.items()}
     return Decoded(kept, digests, (f"Skipped {len(bad)} unreadable images.",) if bad else ())
+
+
+def _unreadable(bad: Sequence[str], total: int) -> str:
+    """What to say of images that cannot be read: one line for one image."""
+    if len(bad) == 1:
+        return f"{bad[0]} Fix or delete it, or skip it with --skip-bad-images."
+    shown = "\n  ".join(bad[:MOST]) + ("\n  ..." if len(bad) > MOST else "")
+    return (
+        f"{len(bad)} of {total} images cannot be read:\n  {shown}\n"
+        "Fix or delete them, or skip them with --skip-bad-images."
+    )
 
 
 def _try(sample: Sample) -> str | DataError:

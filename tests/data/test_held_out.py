@@ -132,7 +132,7 @@ def test_unreadable_images_that_the_run_skipped_are_skipped_again(tmp_path: Path
     (folder / "grey" / "0.png").write_text("no image")
     found = measured(folder, trained_on(folder, skip_bad_images=True))
     assert "grey/0.png" not in {sample.name for sample in found.samples}
-    with pytest.raises(DataError, match="1 of 30 images cannot be read"):
+    with pytest.raises(DataError, match=r"^grey/0\.png: not an image"):
         measured(folder)
 
 

@@ -248,8 +248,8 @@ def reason(content: bytes | Path) -> str:
 
 
 def test_text_is_not_an_image() -> None:
-    assert reason(b"hello") == "cats/1.png: not an image of a format that can be read"
-    assert reason(b"") == "cats/1.png: not an image of a format that can be read"
+    assert reason(b"hello") == "cats/1.png: not an image of a format that can be read."
+    assert reason(b"") == "cats/1.png: not an image of a format that can be read."
 
 
 def test_a_truncated_file_is_an_error() -> None:
@@ -264,8 +264,8 @@ def test_a_decompression_bomb_is_an_error() -> None:
 
 
 def test_a_folder_and_a_missing_file_are_errors(tmp_path: Path) -> None:
-    assert reason(tmp_path) == "cats/1.png: Is a directory"
-    assert reason(tmp_path / "none") == "cats/1.png: No such file or directory"
+    assert reason(tmp_path) == "cats/1.png: Is a directory."
+    assert reason(tmp_path / "none") == "cats/1.png: No such file or directory."
 
 
 def test_a_program_is_never_run_as_a_picture() -> None:
