@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -23,6 +24,7 @@ from taps_registry.registry.store.packed import open_packed, write_packed
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
+QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 
 
 class Impatient(Progress):
@@ -206,11 +208,27 @@ def test_gc_removes_the_drafts_of_a_crash_in_a_run_that_was_resumed_and_finished
 # verify
 
 
+@pytest.fixture(scope="module")
+def home_with_tasks(home_with_base: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``registry`` is a copy of where a test asks for ``task``."""
+    home = shutil.copytree(home_with_base, tmp_path_factory.mktemp("tasks") / "home")
+    with Registry.open(home) as made:
+        made.add_task("bystander", "base", images, **QUICK, method="head-only")
+        made.add_task("victim", "base", images, **QUICK, method="norm-only")
+    return home
+
+
 @pytest.fixture
-def task(registry: Registry, add: Add) -> Task:
+def registry(request: pytest.FixtureRequest, home_with_base: Path, tmp_path: Path) -> Iterator[Registry]:
+    wanted = request.getfixturevalue("home_with_tasks") if "task" in request.fixturenames else home_with_base
+    with Registry.open(shutil.copytree(wanted, tmp_path / "home")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def task(registry: Registry) -> Task:
     """The one that things happen to, beside one that nothing happens to."""
-    add("bystander", method="head-only")
-    return add("victim", method="norm-only")
+    return registry.task("victim")
 
 
 def said(registry: Registry, *, deep: bool) -> str:
