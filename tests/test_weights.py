@@ -186,6 +186,27 @@ def test_a_tensors_name_that_holds_something_else_is_refused(
     refuses(tmp_path / "w.pth", r"fc\.bias")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["conv1.0.weight", "bn1.running_var", "fc.bias"])
+def test_weights_that_are_not_finite_are_refused_by_the_names_of_their_tensors(
+    refuses: Callable[..., None], weights: dict[str, Tensor], tmp_path: Path, value: float, name: str
+) -> None:
+    broken = {**weights, name: weights[name].clone()}
+    broken[name].view(-1)[0] = value
+    save_file(broken, tmp_path / "w.safetensors")
+    refuses(tmp_path / "w.safetensors", f"not finite in 1 of its tensors: {re.escape(name)} \\(1 of {broken[name].numel()}")
+    torch.save(broken, tmp_path / "w.pth")
+    refuses(tmp_path / "w.pth", "not finite")
+
+
+def test_of_many_tensors_that_are_not_finite_a_few_are_named(
+    refuses: Callable[..., None], weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    save_file({name: tensor * float("nan") for name, tensor in weights.items()}, tmp_path / "w.safetensors")
+    count = sum(tensor.is_floating_point() for tensor in weights.values())
+    refuses(tmp_path / "w.safetensors", f"not finite in {count} of its tensors: .* and {count - 4} more. Use")
+
+
 def test_a_file_that_is_not_there_is_refused(refuses: Callable[..., None], tmp_path: Path) -> None:
     refuses(tmp_path / "none.pth", "There is no file .*none.pth")
 
@@ -300,6 +321,17 @@ def offline(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
 
 def test_pretrained_weights_come_from_the_hubs_cache(offline: dict[str, Any], weights: dict[str, Tensor]) -> None:
     assert offline["digest"] == digest(weights)
+
+
+def test_pretrained_weights_that_are_not_finite_are_refused(
+    weights: dict[str, Tensor], empty: Registry, tmp_path: Path
+) -> None:
+    """timm reads the file of ``pretrained_cfg_overlay`` as it reads one of the hub."""
+    file = tmp_path / "w.safetensors"
+    save_file({**weights, "conv1.0.weight": weights["conv1.0.weight"] * float("nan")}, file)
+    with pytest.raises(WeightsError, match=r"not finite in 1 of its tensors: conv1\.0\.weight"):
+        empty.add_base("refused", MODEL, pretrained=True, arguments={"pretrained_cfg_overlay": {"file": str(file)}})
+    assert "refused" not in {base.name for base in empty.bases()}
 
 
 def test_pretrained_weights_that_cannot_be_had_are_an_error_that_says_what_to_do(offline: dict[str, Any]) -> None:

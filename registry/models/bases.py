@@ -17,7 +17,7 @@ from ...plugins.manager import PluginManager
 from ..catalog import bases
 from ..catalog.tables import now
 from ..context import Context
-from ..errors import PluginError, SettingsError
+from ..errors import PluginError, SettingsError, WeightsError
 from ..folders import scratch
 from ..home import check_name
 from ..records import Base, LayerInfo
@@ -26,6 +26,8 @@ from ..store.files import checksum
 from ..store.tensors import OnDisk, digest, write_tensors
 from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta, without_drawing
 from .measure import layer_infos, parameters
+
+SHOWN = 4  # tensors that an error names
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def add(
     if input_size and has_fixed_size(model) and not arguments.get("dynamic_img_size"):
         arguments.setdefault("img_size", input_size)
     built = _build(plugins, model, arguments, source)
+    _require_finite(built, model)
     config = input_config(built, input_size)
     check_input(built, config)
     architecture = plugins.architecture(plugin) if plugin else plugins.architecture_for(built)
@@ -101,6 +104,21 @@ def _build(plugins: PluginManager, model: str, arguments: Mapping[str, Any], sou
     if source.weights:
         load_weights(built, source.weights)
     return built
+
+
+def _require_finite(built: nn.Module, model: str) -> None:
+    """Every task would inherit a NaN. Raises WeightsError, naming the tensors that have one, or an infinite value."""
+    broken = [
+        f"{name} ({count} of {tensor.numel()} values)"
+        for name, tensor in built.state_dict().items()
+        if tensor.is_floating_point() and (count := int((~tensor.float().isfinite()).sum()))
+    ]
+    if broken:
+        more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        raise WeightsError(
+            f"The weights of {model} are not finite in {len(broken)} of its tensors: {', '.join(broken[:SHOWN])}{more}. "
+            "Use a checkpoint without NaN or infinite values."
+        )
 
 
 @dataclass(frozen=True)
