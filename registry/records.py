@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -57,8 +57,16 @@ class InputConfig:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> InputConfig:
-        """What ``asdict`` made, after JSON has turned its tuples into lists."""
+        """What ``asdict`` made, after JSON has turned its tuples into lists.
+
+        Raises:
+            KeyError, TypeError or ValueError: for anything else.
+        """
         channels, height, width = raw["size"]
+        _require_numbers(int, raw["size"])
+        _require_numbers((int, float), (*raw["mean"], *raw["std"], raw["crop_pct"]))
+        if not (isinstance(raw["interpolation"], str) and isinstance(raw["crop_mode"], str)):
+            raise ValueError("interpolation and crop_mode must be strings")
         return cls(
             size=(channels, height, width),
             mean=tuple(raw["mean"]),
@@ -67,6 +75,12 @@ class InputConfig:
             crop_pct=raw["crop_pct"],
             crop_mode=raw["crop_mode"],
         )
+
+
+def _require_numbers(kind: type | tuple[type, ...], values: Sequence[object]) -> None:
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a number")
 
 
 @dataclass(frozen=True)

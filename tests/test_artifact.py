@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -51,7 +52,14 @@ ROLES = {
     "fc.weight": "head",
     "fc.bias": "head",
 }
-INPUT = {"size": [3, 8, 8], "mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0}
+INPUT = {
+    "size": [3, 8, 8],
+    "mean": [0.5],
+    "std": [0.5],
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 PLUGINS = PluginManager()
 VECTORS = ("conv.bias", "bn.weight", "bn.running_mean")  # that encodings have a form of their own for
 
@@ -419,12 +427,24 @@ def listing(edit: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
     return text(change_it)
 
 
+def exchanged(listed: list[Any], length: float) -> None:
+    """Gives one small tensor this length and a new one the rest, so that the sum of their bytes stays."""
+    _, dtype, shape = next(one for one in listed if one[1] == "float32")
+    values = math.prod(shape)
+    shape[:] = [length]
+    listed.insert(0, ["more", dtype, [values - length]])
+
+
 DAMAGED: dict[str, Callable[[Path], None]] = {
     "a tensor more": listing(lambda listed: listed.append(["more", "float32", [1]])),
     "a tensor fewer": listing(lambda listed: listed.pop()),
     "a dtype that is none": listing(lambda listed: listed[0].__setitem__(1, "save")),
     "a larger shape": listing(lambda listed: listed[0].__setitem__(2, [10**6])),
     "a negative shape": listing(lambda listed: listed[0].__setitem__(2, [-1])),
+    "a negative shape that makes up for a larger one": listing(lambda listed: exchanged(listed, -4)),
+    "a shape that makes up for a larger one by its fraction": listing(lambda listed: exchanged(listed, 0.5)),
+    "a shape beyond 64 bits": listing(lambda listed: listed.append(["more", "float32", [2**62, 2**62, 0]])),
+    "a name twice": listing(lambda listed: listed.append([listed[0][0], "float32", [0]])),
     "no list": listing(lambda listed: listed.clear()),
     "a bundle of another kind": lambda path: save_file({**load_file(path), "::small": torch.ones(4)}, path),
     "no bundle": lambda path: save_file({"fc.bias": torch.ones(4)}, path),
@@ -599,6 +619,36 @@ def test_a_header_of_strange_values_reads_back_or_is_refused(data: st.DataObject
     try:
         header, tensors = read(path)
     except TapsError:
+        return
+    assert header.tensors.keys() == tensors.keys()
+
+
+LENGTHS = st.one_of(st.integers(-(2**70), 2**70), st.sampled_from([-4, -1, 0, 1, 4, 0.5, True, None, "4", [4], 2**63]))
+LISTED = st.lists(
+    st.tuples(
+        st.one_of(st.sampled_from(["conv.bias", "fc.bias", "more", "::small", ""]), st.none(), st.integers()),
+        st.one_of(st.sampled_from(["float32", "uint8", "bool", "complex64", "qint8", "Tensor", "save"]), st.none()),
+        st.one_of(st.lists(LENGTHS, max_size=4), LENGTHS),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(listed=LISTED, kept=st.booleans(), moved=st.integers(-(2**65), 2**65))
+def test_any_list_of_small_tensors_reads_back_or_is_refused(
+    listed: list[Any], kept: bool, moved: int, written: Path, scratch: Path
+) -> None:
+    """Alone, or beside the right ones of which one gives bytes to another."""
+    path = scratch / "a"
+    path.write_bytes(written.read_bytes())
+    text, right, small = taken_apart(path)
+    if kept:
+        exchanged(right, moved)
+    put_together(path, text, [*right, *listed] if kept else listed, small)
+    try:
+        header, tensors = read(path)
+    except IntegrityError:
         return
     assert header.tensors.keys() == tensors.keys()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -504,6 +507,62 @@ def test_an_object_is_recorded_with_its_checksum_and_gets_one_that_it_lacks(cata
         bases.add(session, replace(BASE, name="twin"), "f" * 64)
     with catalog.read() as session:
         assert [bases.checksum(session, digest) for digest in (BASE.object, MADE.digest)] == ["f" * 64, None]
+
+
+def in_a_fork(work: Callable[[], None]) -> int:
+    """The exit code of a forked process that does this: 0, or 1 if it raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about forking beside other threads
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001  (pytest's own way out is the parent's)
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_forked_process_has_connections_of_its_own(catalog: Catalog) -> None:
+    with catalog.read() as session:
+        known = bases.listing(session)
+    opened: list[int] = []
+    event.listen(catalog.engine, "connect", lambda connection, record: opened.append(os.getpid()))
+
+    def child() -> None:
+        for number in range(20):
+            with catalog.write() as session:
+                tasks.reserve(session, f"child{number}", "base")
+        assert os.getpid() in opened
+
+    assert in_a_fork(child) == 0
+    with catalog.read() as session:
+        assert bases.listing(session) == known
+        assert len(tasks.listing(session)) == 20
+
+
+def test_a_transaction_of_another_thread_survives_a_fork(catalog: Catalog) -> None:
+    begun, forked = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with catalog.write() as session:
+            tasks.reserve(session, "slow", "base")
+            begun.set()
+            forked.wait()
+
+    def child() -> None:
+        with catalog.read() as session:
+            assert tasks.listing(session) == ()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        begun.wait()
+        assert in_a_fork(child) == 0
+        forked.set()
+        writing.result()
+    with catalog.read() as session:
+        assert [task.name for task in tasks.listing(session)] == ["slow"]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -194,7 +194,9 @@ def test_weights_that_are_not_finite_are_refused_by_the_names_of_their_tensors(
     broken = {**weights, name: weights[name].clone()}
     broken[name].view(-1)[0] = value
     save_file(broken, tmp_path / "w.safetensors")
-    refuses(tmp_path / "w.safetensors", f"not finite in 1 of its tensors: {re.escape(name)} \\(1 of {broken[name].numel()}")
+    refuses(
+        tmp_path / "w.safetensors", f"not finite in 1 of its tensors: {re.escape(name)} \\(1 of {broken[name].numel()}"
+    )
     torch.save(broken, tmp_path / "w.pth")
     refuses(tmp_path / "w.pth", "not finite")
 

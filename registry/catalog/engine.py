@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, SettingsError, StorageError
+from .forks import keep_apart
 
 BUSY_SECONDS = 60
 WRITER_LOCK = 0x7461707372656731  # "tapsreg1": the advisory lock of our writers on PostgreSQL
@@ -39,6 +40,7 @@ class Catalog:
             ) from error
         if self.engine.dialect.name == "sqlite":
             _set_up_sqlite(self.engine)
+        keep_apart(self.engine)
 
     @property
     def address(self) -> str:

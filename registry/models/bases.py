@@ -116,8 +116,8 @@ def _require_finite(built: nn.Module, model: str) -> None:
     if broken:
         more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise WeightsError(
-            f"The weights of {model} are not finite in {len(broken)} of its tensors: {', '.join(broken[:SHOWN])}{more}. "
-            "Use a checkpoint without NaN or infinite values."
+            f"The weights of {model} are not finite in {len(broken)} of its tensors: "
+            f"{', '.join(broken[:SHOWN])}{more}. Use a checkpoint without NaN or infinite values."
         )
 
 

@@ -22,7 +22,8 @@ from ...plugins.encodings import Codec, Encoding, Form
 from ...plugins.encodings.products import ThinProduct
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
-from ..errors import IntegrityError, PluginError
+from ..errors import IntegrityError, PluginError, first_line
+from ..records import InputConfig
 from ..threads import side_by_side
 from .packed import INDEX, SMALL, PackedFile, open_packed, text_bytes, write_packed
 
@@ -30,6 +31,10 @@ FORMAT = 4
 READABLE = (1, 2, 3, 4)
 WEIGHTS, NORMS, HEAD = "weights", "norms", "head"
 PARTS = "::"  # between a tensor's name and the name of an encoding's further part
+UNREADABLE = (  # what comes of reading a file of any content
+    *(SafetensorError, zlib.error, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,17 @@ class Header:
         entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
         gates = tuple(Gate(**gate) for gate in raw["layers"])
         made = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
-        if not isinstance(made.common, str) or not isinstance(made.extension, dict):
-            raise ValueError("common must be a string and extension an object")
+        if not isinstance(made.extension, dict):
+            raise ValueError("extension must be an object")
+        for text in (made.base, made.method, made.encoding, made.common, *made.classes, *(gate.name for gate in gates)):
+            if not isinstance(text, str):
+                raise ValueError(f"names of base, method, encoding, classes and layers must be strings, not {text!r}")
+        made.config()
         return made
+
+    def config(self) -> InputConfig:
+        """What images are turned into."""
+        return InputConfig.from_json(self.input)
 
     def keys(self) -> set[str]:
         """Names of the tensors that the file must hold, no more and no fewer."""
@@ -259,17 +272,19 @@ def codec_of(name: str, value: Tensor, roles: Mapping[str, str], encoding: Encod
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Header, PackedFile]]:
     """An artifact's header and tensors, held against each other. Raises IntegrityError."""
-    broken = (SafetensorError, zlib.error, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open_packed(path))
             header = Header.from_json(file.text)
-        except broken as error:
-            raise IntegrityError(f"{path} is not an artifact of this registry: {error}") from error
+        except UNREADABLE as error:
+            raise IntegrityError(f"{path} is not an artifact of this registry: {first_line(error)}") from error
         differing = file.names().symmetric_difference(header.keys())
         if differing:
             raise IntegrityError(f"{path} does not match its header: {', '.join(sorted(differing))}")
-        yield header, file
+        try:
+            yield header, file
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def read_header(path: Path) -> Header:

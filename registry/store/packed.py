@@ -75,7 +75,7 @@ def open_packed(path: Path) -> Iterator[PackedFile]:
     """Open what ``write_packed`` wrote.
 
     Raises:
-        SafetensorError, OSError, KeyError, TypeError, ValueError or zlib.error: for anything else.
+        SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError or zlib.error: for anything else.
     """
     with safe_open(path, framework="pt") as file:
         yield PackedFile(file)
@@ -132,7 +132,14 @@ def _bundle(file: Any) -> bytes:
 
 def _unbundled(listed: list[tuple[str, str, list[int]]], raw: bytes) -> dict[str, Tensor]:
     """The small tensors, each in memory of its own. Raises ValueError if they are not just what is there."""
+    for _, dtype, shape in listed:
+        if not isinstance(getattr(torch, dtype), torch.dtype):
+            raise ValueError(f"the list of small tensors has the dtype {dtype!r}")
+        if not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError(f"the list of small tensors has the shape {shape}")
     dtypes = {name: getattr(torch, dtype) for name, dtype, _ in listed}
+    if len(dtypes) != len(listed):
+        raise ValueError("the list of small tensors has a name twice")
     sizes = [prod(shape) * dtypes[name].itemsize for name, _, shape in listed]
     if sum(sizes) != len(raw):
         raise ValueError(f"the list of small tensors describes {sum(sizes)} bytes, but there are {len(raw)}")
