@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from weakref import WeakSet
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, QueuePool
 
 _engines: WeakSet[Engine] = WeakSet()
 
@@ -20,14 +20,17 @@ def keep_apart(engine: Engine) -> None:
 
 
 def _close_idle() -> None:
+    """The pools stay: what other threads have in use comes back to them."""
     for engine in list(_engines):
-        engine.dispose()
+        if isinstance(engine.pool, QueuePool):  # others are for databases that are in memory only
+            engine.pool.dispose()
 
 
 def _forget() -> None:
     """What other threads of the parent had in use stays theirs: the child must not close it."""
     for engine in list(_engines):
-        engine.dispose(close=False)
+        if isinstance(engine.pool, QueuePool):
+            engine.dispose(close=False)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
