@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from .errors import BusyError
+from .errors import BusyError, StorageError
 from .home import Home
+from .locks import locked
+from .store.files import disk_errors
 
 LOCK = "lock"
 PATIENCE = 0.2  # seconds: whoever only asks whether a run is alive holds its lock for a moment
@@ -26,17 +26,13 @@ def held(home: Home, run: str) -> Iterator[Path]:
         BusyError: if another process trains it.
     """
     folder = home.runs / run
-    lock = FileLock(folder / LOCK, timeout=PATIENCE)
-    with home.lock():  # else `gc` could take the folder before it is locked
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BusyError(f"The run {run} is being trained by another process right now.") from error
-    try:
+    with ExitStack() as stack:
+        with home.lock():  # else `gc` could take the folder before it is locked
+            with disk_errors(f"make {folder}"):
+                folder.mkdir(parents=True, exist_ok=True)
+            busy = f"The run {run} is being trained by another process right now."
+            stack.enter_context(locked(folder / LOCK, PATIENCE, busy))
         yield folder
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -52,19 +48,48 @@ def scratch(home: Home) -> Iterator[Path]:
 
 def is_alive(home: Home, run: str) -> bool:
     """Whether a process on this machine is training the run."""
-    if not (home.runs / run / LOCK).exists():
-        return False
-    try:
-        with FileLock(home.runs / run / LOCK, timeout=PATIENCE, poll_interval=PATIENCE / 10):
+    path = home.runs / run / LOCK
+    with disk_errors(f"read {path}"):
+        if not path.exists():
             return False
-    except Timeout:
+    try:
+        with locked(path, PATIENCE, ""):
+            return False
+    except BusyError:
         return True
+    except StorageError:
+        if path.exists():
+            raise
+        return False  # the run was finished and its folder removed just now
 
 
 def drop_weights(folder: Path) -> None:
-    """Remove what a finished run no longer needs; its history stays."""
-    for file in (*folder.glob("*.safetensors"), *folder.glob(".*.part")):
-        file.unlink(missing_ok=True)  # `gc` may be at it as well
+    """Remove what a finished run no longer needs; its history stays. Raises StorageError if the disk refuses."""
+    remove_files(weights(folder))
+
+
+def drop_drafts(folder: Path) -> None:
+    """Remove what a killed process was writing. Raises StorageError if the disk refuses."""
+    remove_files(drafts(folder))
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files in a run's folder that are only needed to go on training."""
+    with disk_errors(f"list {folder}"):
+        return sorted([*folder.glob("*.safetensors"), *drafts(folder)])
+
+
+def drafts(folder: Path) -> list[Path]:
+    """Files that were being written: ours, and those that safetensors writes before it renames them to ours."""
+    with disk_errors(f"list {folder}"):
+        return sorted(folder.glob(".*"))
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove files that may be gone already. Raises StorageError if the disk refuses."""
+    for path in paths:
+        with disk_errors(f"remove {path}"):
+            path.unlink(missing_ok=True)  # `gc` may be at it as well
 
 
 def drop(home: Home, run: str) -> None:

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from .errors import BusyError, HomeError, SettingsError
-from .store.files import write_file
+from .errors import HomeError, SettingsError
+from .locks import locked
+from .store.files import disk_errors, write_file
 
 FOLDER = ".taps"
 FORMAT = 1
@@ -63,16 +62,11 @@ class Home:
 
         Raises:
             BusyError: if another process holds it for ten minutes.
+            StorageError: if the folder is gone, or the disk refuses.
         """
-        lock = FileLock(self.root / "lock", timeout=600)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BusyError(f"Another process has held {self.root / 'lock'} for ten minutes. Try again.") from error
-        try:
+        path = self.root / "lock"
+        with locked(path, 600, f"Another process has held {path} for ten minutes. Try again."):
             yield
-        finally:
-            lock.release()
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,10 @@ def find(start: Path) -> Home:
         HomeError: if there is none.
     """
     start = start.absolute()
-    for folder in (start, *start.parents):
-        if (folder / FOLDER / "registry.json").exists():
-            return Home(folder / FOLDER)
+    with disk_errors(f"look for {FOLDER} in {start} and above it"):
+        for folder in (start, *start.parents):
+            if (folder / FOLDER / "registry.json").exists():
+                return Home(folder / FOLDER)
     raise HomeError(
         f"No registry here: no {FOLDER} folder in {start} or above it. "
         "Type `taps-registry init` to make one, or name one with --home."
@@ -103,7 +98,9 @@ def find(start: Path) -> Home:
 def existing(root: Path) -> Home:
     """The registry at ``root``. Raises HomeError if there is none."""
     home = Home(root.absolute())
-    if not home.identity.exists():
+    with disk_errors(f"read {home.identity}"):
+        present = home.identity.exists()
+    if not present:
         raise HomeError(f"There is no registry at {home.root}. Type: taps-registry --home {root} init")
     return home
 
@@ -111,7 +108,9 @@ def existing(root: Path) -> Home:
 def identity(home: Home) -> Identity:
     """Who the registry is. Raises HomeError if the file that says so is damaged or of a newer version."""
     try:
-        found = Identity(**json.loads(home.identity.read_text("utf-8")))
+        with disk_errors(f"read {home.identity}"):
+            text = home.identity.read_text("utf-8")
+        found = Identity(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise HomeError(f"{home.identity} is damaged: {error}. Restore it from a backup.") from error
     if found.format != FORMAT:
@@ -124,8 +123,9 @@ def identity(home: Home) -> Identity:
 def create(root: Path, database: str) -> tuple[Home, Identity]:
     """Make the folder, or finish one that was begun; its id stays what it was."""
     home = Home(root.absolute())
-    home.objects.mkdir(parents=True, exist_ok=True)
-    home.runs.mkdir(exist_ok=True)
+    with disk_errors(f"make {home.root}"):
+        home.objects.mkdir(parents=True, exist_ok=True)
+        home.runs.mkdir(exist_ok=True)
     with home.lock():
         if home.identity.exists():
             return home, identity(home)

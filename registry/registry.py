@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..plugins.manager import PluginInfo, PluginManager
 from . import home as homes
-from . import upkeep
+from . import upkeep, verifying
 from .catalog import bases, budgets, costs, runs, schema, tasks
 from .catalog.engine import Catalog
 from .catalog.identity import claim, require_same
 from .context import Context
 from .errors import BusyError, HomeError, SchemaError, SettingsError
 from .folders import is_alive
+from .fresh import with_fresh
 from .records import (
     Base,
     BudgetUse,
@@ -369,9 +370,8 @@ class Registry:
         from .inference.task_model import task_model
         from .training.device import find_device
 
-        record, base, composed = self._composed(task)
-        config = record.input or base.input
-        return task_model(task, record.version or 0, composed, config, find_device(device))
+        record, _, composed = self._composed(task)
+        return task_model(task, record.version or 0, composed, find_device(device))
 
     def predict(
         self, task: str, images: Sequence[str | Path], *, top: int = 1, device: str = "auto"
@@ -446,17 +446,24 @@ class Registry:
 
     def _composed(self, task: str) -> tuple[Task, Base, Composed]:
         """A task with its base and its model."""
+
+        def look_up() -> tuple[Task, Base]:
+            with self._context.catalog.read() as session:
+                record = tasks.ready(session, task)
+                return record, bases.get(session, record.base)
+
+        return with_fresh(look_up, lambda seen: (*seen, self._compose(*seen)))
+
+    def _compose(self, record: Task, base: Base) -> Composed:
+        """The model of a task."""
         from .inference.compose import compose
         from .models.bases import load_and_build
 
-        with self._context.catalog.read() as session:
-            record = tasks.ready(session, task)
-            base = bases.get(session, record.base)
         store = self._context.store
         with ThreadPoolExecutor(1) as reader:
             artifact = reader.submit(store.get, record.digest)  # then the base's, while the model is built
             with load_and_build(self._context, base, len(record.classes), reader) as (loaded, blank):
-                return record, base, compose(loaded, artifact.result(), store.get, blank)
+                return compose(loaded, artifact.result(), store.get, blank)
 
     # Upkeep
 
@@ -465,8 +472,8 @@ class Registry:
         return upkeep.collect(self._context, dry_run=dry_run)
 
     def verify(self, *, deep: bool = False) -> tuple[Problem, ...]:
-        """Check stored files against the catalog; with ``deep`` read every byte. Empty if there are no problems."""
-        return upkeep.verify(self._context, deep=deep)
+        """Check stored files against the catalog; with ``deep`` read every byte. Empty if all is well."""
+        return verifying.verify(self._context, deep=deep)
 
     def runs(self, task: str | None = None) -> tuple[Run, ...]:
         """Every run, or those of one task, newest first; one whose process died is listed as interrupted.

@@ -5,18 +5,27 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    InvalidRequestError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.orm import Session
 
-from ..errors import BusyError, SettingsError, StorageError
+from ..errors import BusyError, IntegrityError, SettingsError, StorageError
 from .forks import keep_apart
 
 BUSY_SECONDS = 60
+MISTAKES = (ProgrammingError, SqlIntegrityError, DataError, NotSupportedError)  # ours, or damaged rows
 WRITER_LOCK = 0x7461707372656731  # "tapsreg1": the advisory lock of our writers on PostgreSQL
 
 
@@ -84,7 +93,8 @@ class Catalog:
         """What a database refuses for reasons of its own becomes an error of ours; our mistakes stay tracebacks."""
         try:
             yield
-        except (ProgrammingError, SqlIntegrityError, DataError, NotSupportedError):
+        except (ValueError, TypeError, LookupError, AttributeError, InvalidRequestError, *MISTAKES) as error:
+            self._require_sound(error)
             raise
         except DatabaseError as error:
             reason = str(error.orig).strip().splitlines()[0]
@@ -93,6 +103,19 @@ class Catalog:
                     f"Another process has been writing to {self.address} for {BUSY_SECONDS} seconds. Try again."
                 ) from error
             raise StorageError(f"The catalog at {self.address} is not available: {reason}") from error
+
+    def _require_sound(self, error: Exception) -> None:
+        """Raises IntegrityError if something in the catalog is not what belongs there, which may well be the reason."""
+        from . import damage
+
+        found = ""
+        with suppress(DatabaseError), self.engine.connect() as connection:  # without our tables: it says so itself
+            found = next(chain(damage.cells(connection), damage.references(connection)), "")
+        if found:
+            raise IntegrityError(
+                f"The catalog at {self.address} is damaged, in {found}. `taps-registry verify --deep` lists all of it; "
+                "restore the catalog from a backup."
+            ) from error
 
 
 def parse(url: str) -> URL:

@@ -8,22 +8,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, UniqueConstraint, and_
-from sqlalchemy.engine import Dialect
+from sqlalchemy import ForeignKey, Index, MetaData, String, UniqueConstraint, and_
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.types import TypeDecorator
+
+from .cells import JsonInput, JsonMetrics, JsonNames, JsonObject, JsonSettings, LargeWhole, Real, UtcDateTime, Whole
 
 PREFIX = "taps_"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC, on databases that keep the zone and on those that drop it."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 def now() -> datetime:
@@ -43,8 +33,10 @@ class Row(DeclarativeBase):
         }
     )
     type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own declaration)
-        dict[str, Any]: JSON,
-        list[str]: JSON,
+        int: Whole,
+        float: Real,
+        dict[str, Any]: JsonObject,
+        list[str]: JsonNames,
         datetime: UtcDateTime,
     }
 
@@ -64,7 +56,7 @@ class ObjectRow(Row):
     __tablename__ = "taps_objects"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True, comment="SHA-256 of the file, hexadecimal")
-    size: Mapped[int] = mapped_column(BigInteger, comment="bytes")
+    size: Mapped[int] = mapped_column(LargeWhole, comment="bytes")
     kind: Mapped[str] = mapped_column(String(16), comment="base or artifact")
     created: Mapped[datetime] = mapped_column(default=now)
     checksum: Mapped[str | None] = mapped_column(
@@ -87,9 +79,9 @@ class BaseRow(Row):
     )
     digest: Mapped[str] = mapped_column(String(64), comment="SHA-256 over names, shapes, dtypes and bytes of tensors")
     object_digest: Mapped[str] = mapped_column(ForeignKey("taps_objects.digest"), index=True)
-    params: Mapped[int] = mapped_column(BigInteger, comment="values in parameters, classifier included")
-    backbone_params: Mapped[int] = mapped_column(BigInteger, comment="the same without the classifier")
-    input: Mapped[dict[str, Any]] = mapped_column(comment="size, mean, std, interpolation, crop")
+    params: Mapped[int] = mapped_column(LargeWhole, comment="values in parameters, classifier included")
+    backbone_params: Mapped[int] = mapped_column(LargeWhole, comment="the same without the classifier")
+    input: Mapped[dict[str, Any]] = mapped_column(JsonInput, comment="size, mean, std, interpolation, crop")
     created: Mapped[datetime] = mapped_column(default=now)
 
     object: Mapped[ObjectRow] = relationship(lazy="joined", innerjoin=True)
@@ -108,7 +100,7 @@ class LayerRow(Row):
     name: Mapped[str] = mapped_column(String(256))
     kind: Mapped[str] = mapped_column(String(32), comment="conv, linear, norm, ...")
     stage: Mapped[str] = mapped_column(String(128))
-    params: Mapped[int] = mapped_column(BigInteger)
+    params: Mapped[int] = mapped_column(LargeWhole)
 
 
 class TaskRow(Row):
@@ -121,7 +113,7 @@ class TaskRow(Row):
     name: Mapped[str] = mapped_column(String(128), unique=True)
     state: Mapped[str] = mapped_column(String(16), comment="training or ready")
     classes: Mapped[list[str]] = mapped_column(comment="in the order of the head's outputs")
-    input: Mapped[dict[str, Any] | None] = mapped_column(JSON, comment="size, mean, std, interpolation, crop")
+    input: Mapped[dict[str, Any] | None] = mapped_column(JsonInput, comment="size, mean, std, interpolation, crop")
     current_version: Mapped[int | None] = mapped_column(comment="of its artifacts; none while training")
     created: Mapped[datetime] = mapped_column(default=now)
 
@@ -142,7 +134,7 @@ class CommonRow(Row):
     object_digest: Mapped[str | None] = mapped_column(
         ForeignKey("taps_objects.digest"), index=True, comment="none while its first task trains"
     )
-    params: Mapped[int] = mapped_column(BigInteger)
+    params: Mapped[int] = mapped_column(LargeWhole)
     created: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -167,7 +159,7 @@ class RunRow(Row):
     task_name: Mapped[str] = mapped_column(String(128))
     base_name: Mapped[str] = mapped_column(String(128))
     state: Mapped[str] = mapped_column(String(16), comment="running, interrupted, failed, over-budget or finished")
-    settings: Mapped[dict[str, Any]]
+    settings: Mapped[dict[str, Any]] = mapped_column(JsonSettings)
     fingerprint: Mapped[str] = mapped_column(String(64), comment="SHA-256 over the data set")
     epoch: Mapped[int] = mapped_column(comment="epochs completed")
     error: Mapped[str] = mapped_column(default="")
@@ -191,12 +183,12 @@ class ArtifactRow(Row):
     encoding: Mapped[str] = mapped_column(String(64))
     open_layers: Mapped[int]
     gated_layers: Mapped[int] = mapped_column(comment="layers the method could have stored")
-    params_weights: Mapped[int] = mapped_column(BigInteger)
-    params_norms: Mapped[int] = mapped_column(BigInteger, comment="running statistics included")
-    params_head: Mapped[int] = mapped_column(BigInteger)
-    bytes: Mapped[int] = mapped_column(BigInteger, comment="of the file")
-    metrics: Mapped[dict[str, Any]] = mapped_column(comment="measured on the stored artifact")
-    settings: Mapped[dict[str, Any]]
+    params_weights: Mapped[int] = mapped_column(LargeWhole)
+    params_norms: Mapped[int] = mapped_column(LargeWhole, comment="running statistics included")
+    params_head: Mapped[int] = mapped_column(LargeWhole)
+    bytes: Mapped[int] = mapped_column(LargeWhole, comment="of the file")
+    metrics: Mapped[dict[str, Any]] = mapped_column(JsonMetrics, comment="measured on the stored artifact")
+    settings: Mapped[dict[str, Any]] = mapped_column(JsonSettings)
     run_id: Mapped[str | None] = mapped_column(ForeignKey("taps_runs.id", ondelete="SET NULL"), index=True)
     created: Mapped[datetime] = mapped_column(default=now)
 
@@ -217,8 +209,8 @@ class ArtifactLayerRow(Row):
     layer_id: Mapped[int] = mapped_column(ForeignKey("taps_layers.id"), primary_key=True, autoincrement=False)
     open: Mapped[bool] = mapped_column(comment="whether the layer is stored")
     score: Mapped[float | None] = mapped_column(comment="none for a method without scores")
-    params: Mapped[int] = mapped_column(BigInteger)
-    bytes: Mapped[int] = mapped_column(BigInteger, comment="of its tensors as encoded")
+    params: Mapped[int] = mapped_column(LargeWhole)
+    bytes: Mapped[int] = mapped_column(LargeWhole, comment="of its tensors as encoded")
 
 
 class BudgetRow(Row):
@@ -228,5 +220,5 @@ class BudgetRow(Row):
 
     scope: Mapped[str] = mapped_column(String(128), primary_key=True, comment="name of the base, or * for all")
     base_id: Mapped[int | None] = mapped_column(ForeignKey("taps_base_models.id", ondelete="CASCADE"), unique=True)
-    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    max_params: Mapped[int | None] = mapped_column(BigInteger)
+    max_bytes: Mapped[int | None] = mapped_column(LargeWhole)
+    max_params: Mapped[int | None] = mapped_column(LargeWhole)

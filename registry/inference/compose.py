@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
 from ..errors import IntegrityError
 from ..models.bases import Blank, LoadedBase
 from ..store.artifact import Header, read_artifact
+from ..store.tensors import read_tensors
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,22 @@ def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], blan
         base: that the artifact belongs to.
         artifact: path of a file whose digest the store has checked.
         fetch: the checked path of an object, for tensors that the task has in common with others.
-        blank: of the base's kind with the task's number of classes, to be loaded; otherwise one is built.
+        blank: of the base's kind, to be loaded; one is built if there is none, or it has another number of classes.
 
     Raises:
         IntegrityError: if the artifact is damaged, belongs to another base, or does not fit the model.
         PluginError: if it needs a method or encoding that is not installed.
     """
     header, changed = read_artifact(artifact, base.tensors, base.record.digest, base.plugins)
-    blank = blank or base.blank(len(header.classes))
+    if blank is None or blank.classes != len(header.classes):  # which nothing but the artifact says for certain
+        blank = base.blank(len(header.classes))
     model, needed = blank.model, set(blank.partition.head)
     if header.extension:
         plain = set(model.state_dict())
         base.plugins.method(header.method).extend(model, header.extension)
         needed |= set(model.state_dict()) - plain
     if header.common:
-        changed.update(load_file(fetch(header.common)))
+        changed.update(read_tensors(fetch(header.common)))
     _check(model, needed, changed, f"{artifact} does not fit {base.record.model}.")
     model.load_state_dict(assemble(model, changed, base.tensors), strict=True)
     return Composed(model.eval(), header)

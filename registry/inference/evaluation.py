@@ -19,6 +19,7 @@ from ..data.transforms import evaluation_transform
 from ..errors import SettingsError
 from ..records import ClassScores, Evaluation
 from ..store.files import write_file
+from ..workers import deaths_explained
 from .task_model import TaskModel
 
 
@@ -39,6 +40,7 @@ class Answers:
     losses: NDArray[Any]
 
 
+@deaths_explained()
 @torch.inference_mode()
 def answer(task: TaskModel, images: HeldOut, batch_size: int, workers: int) -> Answers:
     """Ask a task about every image, in their order."""

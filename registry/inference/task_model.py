@@ -61,6 +61,7 @@ class TaskModel:
         return Prediction(str(path), tuple((self.classes[index], share) for index, share in pairs))
 
 
-def task_model(task: str, version: int, composed: Composed, config: InputConfig, device: torch.device) -> TaskModel:
+def task_model(task: str, version: int, composed: Composed, device: torch.device) -> TaskModel:
     """Put a composed model on a device."""
-    return TaskModel(task, version, composed.model.to(device), composed.header.classes, config)
+    header = composed.header
+    return TaskModel(task, version, composed.model.to(device), header.classes, header.config())

@@ -123,10 +123,11 @@ def _require_finite(built: nn.Module, model: str) -> None:
 
 @dataclass(frozen=True)
 class Blank:
-    """A model whose values are all still to be loaded, and how its base's plugin takes it apart."""
+    """A model of so many classes whose values are all still to be loaded, and how its base's plugin takes it apart."""
 
     model: nn.Module
     partition: Partition
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class LoadedBase:
         """A model of the base's kind with so many classes, to be loaded."""
         with without_drawing():
             model = self.build(classes)
-        return Blank(model, self.partition(model))
+        return Blank(model, self.partition(model), classes)
 
     def fresh_model(self, classes: int, seed: int) -> nn.Module:
         """A model with the base's weights and a new head, initialised under ``seed``."""
@@ -177,7 +178,7 @@ def load(context: Context, base: Base) -> LoadedBase:
         with on_meta():
             return create(context.plugins, base.model, base.arguments)
 
-    with ThreadPoolExecutor(1) as reader, _being_checked(context, base, on_no_memory, reader) as (loaded, _):
+    with ThreadPoolExecutor(1) as reader, _being_checked(context, base, on_no_memory, reader, 0) as (loaded, _):
         return loaded
 
 
@@ -196,18 +197,18 @@ def load_and_build(
         with without_drawing():
             return create(context.plugins, base.model, {**base.arguments, "num_classes": classes})
 
-    with _being_checked(context, base, without_values, reader) as found:
+    with _being_checked(context, base, without_values, reader, classes) as found:
         yield found
 
 
 @contextmanager
 def _being_checked(
-    context: Context, base: Base, build: Callable[[], nn.Module], reader: ThreadPoolExecutor
+    context: Context, base: Base, build: Callable[[], nn.Module], reader: ThreadPoolExecutor, classes: int
 ) -> Iterator[tuple[LoadedBase, Blank]]:
     checked = reader.submit(context.store.get, base.object)
     _require_plugin(context.plugins, base)
     model = build()
-    blank = Blank(model, _as_laid_out(context.plugins, base, model))
+    blank = Blank(model, _as_laid_out(context.plugins, base, model), classes)
     try:
         yield LoadedBase(base, OnDisk(context.store.path(base.object)), context.plugins), blank
     finally:

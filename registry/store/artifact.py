@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,21 @@ def tensor_bytes(path: Path) -> dict[str, int]:
             name: sum(file.tensor(key(name, part)).nbytes for part in entry.parts)
             for name, entry in header.tensors.items()
         }
+
+
+def stored_params(header: Header, plugins: PluginManager) -> dict[str, int]:
+    """Values of each part of an artifact, without the parts that hold forms whose values only their method can count.
+
+    Raises:
+        PluginError: if a form is not installed.
+    """
+    counts = dict.fromkeys((WEIGHTS, NORMS, HEAD), 0)
+    for entry in header.tensors.values():
+        if entry.encoding and not isinstance(plugins.form(entry.encoding), Codec):
+            counts.pop(entry.part, None)
+        elif entry.part in counts and "float" in entry.dtype:
+            counts[entry.part] += prod(entry.shape)
+    return counts
 
 
 def is_exact(header: Header, plugins: PluginManager) -> bool:

@@ -18,6 +18,19 @@ CHUNK = 4 * 2**20  # bytes hashed at a time; smaller ones wait too often for Pyt
 
 
 @contextmanager
+def disk_errors(action: str) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError.
+
+    Args:
+        action: what was tried, for the message: "Cannot ACTION: No space left on device."
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"Cannot {action}: {error.strerror or error}.") from error
+
+
+@contextmanager
 def in_place(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; when the block ends well, that file is flushed and takes its place.
 
@@ -38,6 +51,12 @@ def in_place(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink()
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file. Raises StorageError if it is not there or the disk refuses."""
+    with disk_errors(f"read {path}"):
+        return path.stat().st_size
 
 
 def make_folder(path: Path) -> None:
@@ -76,11 +95,9 @@ def checksum(path: Path) -> str:
 
 def _hashed(path: Path, whole: Any) -> str:
     chunk = memoryview(bytearray(CHUNK))
-    try:
-        with path.open("rb", buffering=0) as file:  # read, not mapped: the disk's refusal would be a signal there
-            while size := file.readinto(chunk):
-                whole.update(chunk[:size])
-    except OSError as error:
-        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    # read, not mapped: the disk's refusal would be a signal there
+    with disk_errors(f"read {path}"), path.open("rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            whole.update(chunk[:size])
     digest: str = whole.hexdigest()
     return digest

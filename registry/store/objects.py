@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IntegrityError
-from .files import checksum, in_place, make_folder, sha256
+from .files import checksum, disk_errors, in_place, make_folder, sha256
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 SUFFIX = ".safetensors"
@@ -47,9 +47,11 @@ class ObjectStore:
         Raises:
             StorageError: if the disk refuses.
         """
-        stored = StoredObject(sha256(source), source.stat().st_size)
-        target = self.path(stored.digest)
-        if not (target.exists() and sha256(target) == stored.digest):
+        with disk_errors(f"read {source}"):
+            stored = StoredObject(sha256(source), source.stat().st_size)
+            target = self.path(stored.digest)
+            present = target.exists()
+        if not (present and sha256(target) == stored.digest):
             make_folder(target.parent)
             with in_place(target) as draft:
                 shutil.copyfile(source, draft)
@@ -63,7 +65,7 @@ class ObjectStore:
             IntegrityError: if it is not there or damaged.
         """
         path = self.path(digest)
-        if not path.exists():
+        if not self.has(digest):
             raise IntegrityError(
                 f"Object {digest} is missing: {path} does not exist. `taps-registry verify` gives details."
             )
@@ -72,16 +74,35 @@ class ObjectStore:
             self._check(path, digest)
         return path
 
+    def has(self, digest: str) -> bool:
+        """Whether there is a file for the object, whatever is in it. Raises StorageError if the disk refuses."""
+        path = self.path(digest)
+        with disk_errors(f"read {path}"):
+            return path.exists()
+
+    def size(self, digest: str) -> int | None:
+        """Bytes of the object's file; None if there is none. Raises StorageError if the disk refuses."""
+        path = self.path(digest)
+        with disk_errors(f"read {path}"):
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                return None
+
     def __iter__(self) -> Iterator[StoredObject]:
         """Every object there is, by name."""
-        for path in sorted(self.root.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}")):
+        with disk_errors(f"list {self.root}"):
+            paths = sorted(self.root.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}"))
+        for path in paths:
             digest = path.parent.name + path.name.removesuffix(SUFFIX)
-            if DIGEST.fullmatch(digest):
-                yield StoredObject(digest, path.stat().st_size)
+            size = self.size(digest) if DIGEST.fullmatch(digest) else None
+            if size is not None:
+                yield StoredObject(digest, size)
 
     def leftovers(self) -> list[Path]:
-        """Drafts that a crash left behind."""
-        return sorted(self.root.glob("[0-9a-f][0-9a-f]/.*.part"))
+        """Drafts that a crash left behind: all files whose names begin with a dot."""
+        with disk_errors(f"list {self.root}"):
+            return sorted(self.root.glob("[0-9a-f][0-9a-f]/.*"))
 
     @staticmethod
     def _check(path: Path, digest: str) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, uint8
 
-from ..errors import StorageError
+from ..errors import IntegrityError, StorageError, first_line
 from .files import in_place
 
 
@@ -19,17 +20,20 @@ class OnDisk(Mapping[str, Tensor]):
     """Tensors of a safetensors file, on the CPU, each read when it is first asked for. Nobody writes to them.
 
     Raises:
-        SafetensorError: if the file is not of that kind.
+        IntegrityError: if the file is not there or not of that kind.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = cast(Any, safe_open(path, framework="pt"))
-        self._read: dict[str, Tensor | None] = dict.fromkeys(self._file.keys())
+        self._path = path
+        with _reading(path):
+            self._file = cast(Any, safe_open(path, framework="pt"))
+            self._read: dict[str, Tensor | None] = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         found = self._read[name]
         if found is None:
-            found = self._read[name] = self._file.get_tensor(name)
+            with _reading(self._path):
+                found = self._read[name] = self._file.get_tensor(name)
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -37,6 +41,20 @@ class OnDisk(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._read)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises IntegrityError if it is not there or not of that kind."""
+    with _reading(path):
+        return load_file(path)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -31,10 +31,11 @@ from ..errors import (
     StorageError,
     TapsError,
 )
-from ..folders import HISTORY, drop, drop_weights, held
+from ..folders import HISTORY, drop, drop_drafts, drop_weights, held
 from ..home import check_name
 from ..records import Footprint, Task
 from ..reporting.shares import stored_shares
+from ..workers import WorkersDiedError
 from .budget import require_fit, require_kept
 from .estimating import least
 from .job import Outcome
@@ -95,11 +96,12 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
     if run is None:
         raise NotFoundError(f"The task {name!r} is finished: there is nothing to resume.")
     with held(context.home, run.id) as folder:
+        drop_drafts(folder)
         with context.catalog.read() as session:
             now = runs.of_task(session, name)
         if now is None or now.id != run.id:
             raise BusyError(f"The task {name!r} was finished or removed by another process just now.")
-        before = TaskSettings(**run.settings)
+        before = TaskSettings.stored(run.settings, name)
         settings = before.changed(changes)
         check(context, settings)
         if settings.epochs < run.epoch and settings.trained_under() == before.trained_under():
@@ -178,7 +180,7 @@ class _Attempt:
                 f"{self._advice()}."
             ) from error
         except BaseException as error:
-            keep = not fresh or (self.folder / CHECKPOINT).exists()
+            keep = not fresh or isinstance(error, WorkersDiedError) or (self.folder / CHECKPOINT).exists()
             self._stopped("failed", str(error), following, keep=keep)
             if isinstance(error, TapsError) and keep:
                 raise type(error)(f"{error} Then continue with: taps-registry add-task {self.name} --resume") from error

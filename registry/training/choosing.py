@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...plugins.encodings import COMPRESSED
+from ..folders import remove_files
 from ..models.bases import LoadedBase
 from ..store.artifact import recode_artifact
+from ..store.files import file_size
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Draft:
 
     @property
     def size(self) -> int:
-        return self.path.stat().st_size
+        return file_size(self.path)
 
 
 def recoded(source: Path, folder: Path, base: LoadedBase, name: str) -> Draft:
@@ -69,5 +71,5 @@ def _smaller(source: Path, folder: Path, base: LoadedBase, name: str) -> Draft:
     """With or without compression, whichever file is smaller."""
     plain, compressed = (recoded(source, folder, base, variant) for variant in (name, name + COMPRESSED))
     kept, dropped = (compressed, plain) if compressed.size < plain.size else (plain, compressed)
-    dropped.path.unlink()
+    remove_files([dropped.path])
     return kept

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..workers import deaths_explained
 from .allocator import kept_memory
 
 
@@ -22,6 +23,7 @@ class Measured:
     images: int
 
 
+@deaths_explained()
 @kept_memory()
 @torch.inference_mode()
 def measure(model: nn.Module, loader: Any, accelerator: Any = None) -> Measured:

@@ -16,6 +16,7 @@ from ..data.cache import room
 from ..data.loaders import Images, evaluation_loader, mixed, spare_workers, training_loader
 from ..data.transforms import evaluation_transform, training_transform
 from ..errors import TrainingError
+from ..folders import remove_files
 from ..models.measure import footprint, roles
 from ..records import Footprint
 from . import checkpoint
@@ -220,9 +221,8 @@ class Trainer:
             "history": [asdict(result) for result in self.history],
         }
         checkpoint.save(self.job.folder / CHECKPOINT, state)
-        for file in self.job.folder.glob("best-*.safetensors"):
-            if self.best is None or file.name != self.best.file:
-                file.unlink()
+        bests = self.job.folder.glob("best-*.safetensors")
+        remove_files(file for file in bests if self.best is None or file.name != self.best.file)
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ...plugins.methods import Method
@@ -19,6 +18,7 @@ from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
 from ..store.artifact import factors_of
+from ..store.tensors import read_tensors
 from .budget import binding, limits, scarce, settle, what_is_left
 from .device import make_accelerator
 from .job import Common, Job
@@ -147,7 +147,7 @@ def _extend(
         method.extend(model, arguments)
     if found is None or not found.digest:
         return Common(name, arguments)
-    stored = load_file(context.store.get(found.digest))
+    stored = read_tensors(context.store.get(found.digest))
     if set(stored) != method.common(model):
         raise IntegrityError(f"The object {found.digest} does not hold what tasks of {name!r} have in common.")
     model.load_state_dict(stored, strict=False)

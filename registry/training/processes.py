@@ -6,6 +6,8 @@ import copy
 import multiprocessing
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +17,14 @@ from multiprocessing.synchronize import Semaphore
 import torch.distributed
 
 from ..errors import TrainingError
+from ..workers import WHAT_TO_DO, WorkersDiedError, deaths_explained
 from .allocator import kept_memory
 from .job import Job, Outcome
 from .loop import Trainer
 from .progress import EpochResult, Progress
+
+DYING = 10.0  # seconds that a process which has closed its connections may take to end
+LOADERS_DIED = 75  # exit code of a companion whose loader processes died
 
 
 def train(job: Job, progress: Progress, after_epoch: Callable[[EpochResult], None]) -> Outcome:
@@ -29,14 +35,30 @@ def train(job: Job, progress: Progress, after_epoch: Callable[[EpochResult], Non
     """
     with kept_memory(), _companions(job) as others:
         try:
-            trainer = Trainer(job, progress, after_epoch)
-            trainer.restore()
-            return trainer.run()
+            return _run(job, progress, after_epoch)
         except RuntimeError as error:
-            dead = [process.name for process in others if process.exitcode]
-            if dead:
-                raise TrainingError(f"Training processes died: {', '.join(dead)}. Their output tells why.") from error
+            _require_alive(others, error)
             raise
+
+
+def _run(job: Job, progress: Progress, after_epoch: Callable[[EpochResult], None]) -> Outcome:
+    with deaths_explained():
+        trainer = Trainer(job, progress, after_epoch)
+        trainer.restore()
+        return trainer.run()
+
+
+def _require_alive(others: Sequence[SpawnProcess], error: RuntimeError) -> None:
+    """Raises TrainingError if another process has died, which this one may have noticed before the system did."""
+    last = time.monotonic() + DYING
+    while others and time.monotonic() < last and not any(process.exitcode for process in others):
+        time.sleep(0.1)
+    dead = [process for process in others if process.exitcode]
+    if any(process.exitcode == LOADERS_DIED for process in dead):
+        raise WorkersDiedError(f"A process that loads images died; the output above tells why. {WHAT_TO_DO}") from error
+    if dead:
+        names = ", ".join(process.name for process in dead)
+        raise TrainingError(f"Training processes died: {names}. Their output tells why.") from error
 
 
 @contextmanager
@@ -56,7 +78,7 @@ def _companions(job: Job) -> Iterator[list[SpawnProcess]]:
     saved = dict(os.environ)
     try:
         for process in others:
-            process.start()
+            process.start()  # no daemon, which could have no processes that load images; they are killed below
         _wait_for(others, begun)
         os.environ.update(_environment(address, 0))
         yield others
@@ -105,9 +127,11 @@ def _companion(job: Job, begun: Semaphore, environment: Mapping[str, str]) -> No
     begun.release()
     os.environ.update(environment)
     with kept_memory():
-        trainer = Trainer(own, Progress(), lambda result: None)
-        trainer.restore()
-        trainer.run()
+        try:
+            _run(own, Progress(), lambda result: None)
+        except WorkersDiedError as error:
+            print(error, file=sys.stderr)
+            sys.exit(LOADERS_DIED)
 
 
 def _free_port() -> int:

@@ -21,11 +21,12 @@ from ..context import Context
 from ..data.splits import TaskData, open_data
 from ..errors import DataError
 from ..folders import scratch
+from ..fresh import with_fresh
 from ..models.bases import LoadedBase, load
 from ..models.build import on_meta
-from ..records import Run, Task, TaskLayer
-from ..store.artifact import Header, is_exact, read_artifact, tensor_bytes
-from ..store.files import checksum, sha256
+from ..records import Base, Run, Task, TaskLayer
+from ..store.artifact import Header, is_exact, read_artifact, read_header, stored_params, tensor_bytes
+from ..store.files import checksum, file_size, sha256
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
 from .device import find_device
@@ -52,20 +53,43 @@ def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Pr
         BudgetError: if it does not fit.
         BusyError: if the task was replaced in the meantime.
     """
-    with context.catalog.read() as session:
-        task = tasks.ready(session, name)
-        record = bases.get(session, task.base)
-        run = runs.get(session, task.run) if task.run else None
-        trained = tasks.first_metrics(session, name).get("val/accuracy", 0.0)
-    settings = replace(TaskSettings(**task.settings), **changes)
+
+    def look_up() -> _Seen:
+        with context.catalog.read() as session:
+            task = tasks.ready(session, name)
+            run = runs.get(session, task.run) if task.run else None
+            trained = tasks.first_metrics(session, name).get("val/accuracy", 0.0)
+            return _Seen(task, bases.get(session, task.base), run, trained)
+
+    return with_fresh(look_up, lambda seen: _recode(context, seen, changes, progress))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the catalog says of a task.
+
+    Attributes:
+        trained: validation accuracy of its first version, a share of 1: what ``auto`` may lose is counted from there.
+    """
+
+    task: Task
+    base: Base
+    run: Run | None
+    trained: float
+
+
+def _recode(context: Context, seen: _Seen, changes: Mapping[str, Any], progress: Progress) -> Task:
+    task, name = seen.task, seen.task.name
+    settings = replace(TaskSettings.stored(task.settings, name), **changes)
     settings.check()
     find_device(settings.device)
     if settings.encoding != AUTO:
         context.plugins.encoding(settings.encoding)
-    attempt = _Attempt(context, task, run, settings, trained, load(context, record), progress)
+    source = context.store.get(task.digest)
+    attempt = _Attempt(context, seen, source, read_header(source), settings, load(context, seen.base), progress)
     with scratch(context.home) as folder:
         draft = attempt.draft(folder)
-        if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= task.bytes):
+        if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= file_size(source)):
             progress.note(f"{name!r} is already stored in {task.encoding} ({task.bytes:,} bytes); it was not changed.")
             return task
         made = attempt.described(draft)
@@ -81,27 +105,32 @@ class _Attempt:
     """One task on its way to another encoding.
 
     Attributes:
-        trained: validation accuracy of its first version, a share of 1: what ``auto`` may lose is counted from there.
+        source: its present file.
+        header: of that: method, classes and preprocessing are what it says, whatever the catalog says.
     """
 
     context: Context
-    task: Task
-    run: Run | None
+    seen: _Seen
+    source: Path
+    header: Header
     settings: TaskSettings
-    trained: float
     base: LoadedBase
     progress: Progress
 
+    @property
+    def task(self) -> Task:
+        return self.seen.task
+
     def draft(self, folder: Path) -> Draft:
         """The new file."""
-        source = self.context.store.get(self.task.digest)
+        source = self.source
         if self.settings.encoding == AUTO:
             data = self._images()
 
             def accuracy(path: Path) -> float:
                 return self._measure(path, data, ("val",))["val/accuracy"]
 
-            wanted = max(accuracy(source), self.trained) - self.settings.encoding_tolerance / 100
+            wanted = max(accuracy(source), self.seen.trained) - self.settings.encoding_tolerance / 100
             return choose(source, folder, self.base, wanted, accuracy, self.progress.note)
         return recoded(source, folder, self.base, self.settings.encoding)
 
@@ -113,13 +142,13 @@ class _Attempt:
             digest=sha256(draft.path),
             checksum=checksum(draft.path),
             bytes=draft.size,
-            method=task.method,
+            method=self.header.method,
             encoding=draft.encoding,
-            open_layers=task.open_layers,
+            open_layers=sum(gate.open for gate in self.header.layers),
             gated_layers=task.gated_layers,
-            params=task.params,
-            classes=task.classes,
-            input=task.input or self.base.record.input,
+            params=replace(task.params, **stored_params(self.header, self.base.plugins)),
+            classes=self.header.classes,
+            input=self.header.config(),
             metrics=self._metrics(draft),
             settings={**task.settings, **asked},
             layers=self._layers(draft),
@@ -128,7 +157,7 @@ class _Attempt:
     def _layers(self, draft: Draft) -> tuple[TaskLayer, ...]:
         sizes = tensor_bytes(draft.path)
         with on_meta():
-            partition = self.base.partition(self.base.build(len(self.task.classes)))
+            partition = self.base.partition(self.base.build(len(self.header.classes)))
         tensors = {layer.name: layer.tensors for layer in (*partition.layers, *partition.norms)}
         return tuple(
             replace(layer, bytes=sum(sizes.get(name, 0) for name in tensors[layer.name])) for layer in self.task.layers
@@ -136,7 +165,7 @@ class _Attempt:
 
     def _metrics(self, draft: Draft) -> dict[str, float]:
         """Those of the earlier version if both decode to the same bits, else as measured; empty if that cannot be."""
-        header, before = self._decoded(self.context.store.get(self.task.digest))
+        header, before = self._decoded(self.source)
         _, after = self._decoded(draft.path)
         if draft.exact and not is_exact(header, self.base.plugins):
             self.progress.note(
@@ -159,7 +188,8 @@ class _Attempt:
 
     def _images(self) -> TaskData:
         """The images of the run that trained the task. Raises DataError if they are gone or others."""
-        if self.run is None:
+        run = self.seen.run
+        if run is None:
             raise DataError(f"It is not known which images {self.task.name!r} was trained with.")
         settings = self.settings
         data = open_data(
@@ -170,10 +200,10 @@ class _Attempt:
             skip_bad_images=settings.skip_bad_images,
             progress=self.progress.checking,
         )
-        if data.fingerprint != self.run.fingerprint:
+        if data.fingerprint != run.fingerprint:
             raise DataError(f"The images in {settings.data} are not those that {self.task.name!r} was trained with.")
         return data
 
     def _measure(self, path: Path, data: TaskData, splits: Sequence[str]) -> dict[str, float]:
-        config = self.task.input or self.base.record.input
+        config = self.header.config()
         return measure_artifact(path, self.base, self.context.store.get, data, config, self.settings, splits)

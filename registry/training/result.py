@@ -17,7 +17,7 @@ from ..models.bases import LoadedBase
 from ..models.measure import footprint, roles
 from ..records import InputConfig, TaskLayer
 from ..store.artifact import tensor_bytes, write_artifact
-from ..store.files import checksum, sha256
+from ..store.files import checksum, file_size, sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
 from .device import find_device
@@ -151,7 +151,7 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
     return Published(
         digest=sha256(path),
         checksum=checksum(path),
-        bytes=path.stat().st_size,
+        bytes=file_size(path),
         method=job.method.name,
         encoding=result.encoding,
         open_layers=sum(layer.open for layer in delta.layers),
@@ -170,7 +170,7 @@ def _common(result: Result) -> PublishedCommon | None:
     if result.common is None:
         return None
     path = result.common
-    return PublishedCommon(sha256(path), checksum(path), path.stat().st_size, result.common_params)
+    return PublishedCommon(sha256(path), checksum(path), file_size(path), result.common_params)
 
 
 def _layers(job: Job, delta: Delta, parts: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:

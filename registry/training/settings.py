@@ -11,7 +11,7 @@ from ...plugins.encodings import COMPRESSED
 from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..amounts import parse
 from ..data.transforms import AUGMENTATIONS
-from ..errors import SettingsError
+from ..errors import IntegrityError, SettingsError
 from ..seeds import check_seed
 
 NORMS = ("task", "gated", "frozen")
@@ -146,6 +146,18 @@ class TaskSettings:
         if not self.method:
             by_layer = self.granularity == "layer" and self.norms != "gated"
             object.__setattr__(self, "method", "taps-rank" if self.budget and by_layer else "taps")
+
+    @classmethod
+    def stored(cls, raw: Mapping[str, Any], task: str) -> TaskSettings:
+        """Those that the catalog has of a task. Raises IntegrityError if something else than settings is there."""
+        try:
+            made = cls(**raw)
+            made.check()
+        except (TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(
+                f"The settings of {task!r} in the catalog are damaged: {error}. Restore the catalog from a backup."
+            ) from error
+        return made
 
     def check(self) -> None:
         """Raises SettingsError for the first value that makes no sense."""
