@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import TrainingError
+from .errors import DataError, TrainingError
 
 SHARED_MEMORY = ("unable to allocate shared memory", "unable to mmap", "unable to open shared memory", "Bus error")
 SCARCE = {errno.ENOMEM: "memory", errno.EAGAIN: "processes", errno.EMFILE: "open files", errno.ENOSPC: "shared memory"}
@@ -26,9 +26,14 @@ def deaths_explained() -> Iterator[None]:
 
     Raises:
         WorkersDiedError: with the reason, as far as it is known.
+        DataError: for an image that one of them could not read, in one line.
     """
     try:
         yield
+    except DataError as error:  # torch puts the traceback of the process before what it said
+        if "\nOriginal Traceback" not in str(error):
+            raise
+        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
     except RuntimeError as error:
         reason = _reason("\n".join(str(one) for one in _chain(error)))
         if not reason:

@@ -19,7 +19,9 @@ from taps_registry.registry.data.loaders import Images, evaluation_loader, train
 from taps_registry.registry.data.samples import Sample
 from taps_registry.registry.data.splits import open_data
 from taps_registry.registry.data.transforms import evaluation_transform, training_transform
+from taps_registry.registry.errors import DataError
 from taps_registry.registry.records import InputConfig
+from taps_registry.registry.workers import deaths_explained
 
 INPUT = InputConfig((3, 24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0, "center")
 
@@ -237,3 +239,11 @@ def test_a_containers_limit_counts(
     machine = 10**6 if free is None else free
     monkeypatch.setattr(caches.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
     assert free_memory() == machine
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_gone_is_one_line_whoever_wanted_to_read_it(images: Path, workers: int) -> None:
+    sample = Sample("grey/gone.png", 0, (images / "gone.png").read_bytes)
+    loader = evaluation_loader(Images([sample], evaluation_transform(INPUT)), 1, workers)
+    with pytest.raises(DataError, match=r"^grey/gone\.png: No such file or directory\.$"), deaths_explained():
+        list(loader)
