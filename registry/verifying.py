@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import select
@@ -29,8 +30,11 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
     """
     try:
         seen = _look_up(context)
-    except IntegrityError:
-        return tuple(_catalog(context))  # nothing else can be held against it
+    except (IntegrityError, StorageError):
+        found = tuple(_catalog(context))
+        if not found:
+            raise
+        return found  # nothing else can be held against it
     problems = _problems(context, seen, deep)
     if problems:
         problems = _confirmed(context, deep, {problem.subject for problem in problems})
@@ -48,8 +52,11 @@ def _catalog(context: Context) -> Iterator[Problem]:
     """What is wrong with the catalog itself."""
     with context.catalog.read() as session:
         connection = session.connection()
-        for check in (damage.pages, damage.cells, damage.references):
-            yield from (Problem("catalog", what) for what in check(connection))
+        pages = list(damage.pages(connection))
+        yield from (Problem("catalog", what) for what in pages)
+        if not pages:  # else there is no reading it
+            rows = chain(damage.cells(connection), damage.references(connection))
+            yield from (Problem("catalog", what) for what in rows)
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,10 @@ print(rounds)
 """
 
 
-def once(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> list[str]:
-    """Lets something happen between a reader's look at the catalog and its first look at a file. Returns the digests."""
-    get, asked = ObjectStore.get, []
+def once(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Lets something happen between a reader's look at the catalog and its first look at a file."""
+    get = ObjectStore.get
+    asked: list[str] = []
 
     def slow(store: ObjectStore, digest: str) -> Path:
         asked.append(digest)
@@ -46,7 +47,6 @@ def once(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> list[
         return get(store, digest)
 
     monkeypatch.setattr(ObjectStore, "get", slow)
-    return asked
 
 
 def recode_and_collect(registry: Registry) -> None:
@@ -128,16 +128,15 @@ def test_gc_forgets_objects_in_the_catalog_before_it_removes_their_files(
     def crash(paths: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(upkeep, "remove_files", crash)
-        registry.gc()
+        with pytest.raises(KeyboardInterrupt):
+            registry.gc()
     assert registry.verify(deep=True) == ()
     assert f"object {task.digest}" in registry.gc().removed
 
 
-def test_predict_and_verify_beside_recode_and_gc_in_another_process(
-    registry: Registry, add: Add, images: Path
-) -> None:
+def test_predict_and_verify_beside_recode_and_gc_in_another_process(registry: Registry, add: Add, images: Path) -> None:
     add("one", method="full")
     image = next(images.rglob("*.png"))
     command = [sys.executable, "-c", WRITER, str(registry.home), str(SECONDS)]
