@@ -165,13 +165,14 @@ def ui(session: Session, host: str, port: int) -> int:
     Example:
       taps-registry ui --port 5001
     """
-    from ..plugins.trackers.mlflow import store_uri
+    from ..plugins.trackers.mlflow import settle, store_uri
     from ..registry.errors import NotFoundError
 
     with session.open() as registry:
         home = registry.home
     if not (home / "mlflow").exists():
         raise NotFoundError("This registry has no MLflow runs yet; add a task first.")
+    settle(home)
     # One worker: MLflow's four take four times the memory, and the pages are as quick for one reader.
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri(home), "--workers", "1"]
     say(f"MLflow is starting at http://{host}:{port} ; Ctrl-C stops it.")

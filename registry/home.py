@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sqlalchemy import URL
+
 from .errors import HomeError, SettingsError
 from .locks import locked
 from .store.files import disk_errors, write_file
@@ -52,9 +54,9 @@ class Home:
         return self.root / "catalog.sqlite"
 
     @property
-    def database(self) -> str:
-        """URL of the catalog inside the folder."""
-        return f"sqlite:///{self.catalog}"
+    def database(self) -> URL:
+        """URL of the catalog inside the folder, whatever characters are in its name."""
+        return URL.create("sqlite", database=str(self.catalog))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -1,14 +1,21 @@
 """MLflow: an experiment a base, a run a task, in a SQLite store inside the registry or on a server.
 
-The only file that imports mlflow. It speaks through a client of its own and leaves MLflow's global state alone.
+The only file that imports mlflow. It speaks through a client of its own and leaves MLflow's global state alone, but for
+how long MLflow waits for a server.
 """
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from sqlalchemy import URL, NullPool, create_engine, text
 
 from ..spec import Registrar, hookimpl
 from . import RunInfo, TrackedRun, Tracker
@@ -16,12 +23,42 @@ from . import RunInfo, TrackedRun, Tracker
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+PREFIX = "taps-registry/"
+WEB = ("http://", "https://")
+PATIENCE = 5  # seconds for a server to answer before training
+HTTP = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": 10,
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 2,
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": 1,
+}
+MOVE_EXPERIMENT = "UPDATE experiments SET artifact_location = :here WHERE experiment_id = :number"
+MOVE_RUNS = "UPDATE runs SET artifact_uri = :here || substr(artifact_uri, :length) WHERE experiment_id = :number"
 STATES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 def store_uri(home: Path) -> str:
     """The URI of the store inside a registry; its folder must exist before it is opened."""
-    return f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    # With the driver's name: for plain sqlite URIs MLflow makes a folder itself, and calls it what is escaped there.
+    return URL.create("sqlite+pysqlite", database=str(home / "mlflow" / "mlflow.db")).render_as_string()
+
+
+def settle(home: Path) -> None:
+    """Let the store inside a registry know where it is now: MLflow keeps whole paths, and a registry may be moved."""
+    if not (home / "mlflow" / "mlflow.db").exists():
+        return
+    engine = create_engine(store_uri(home), poolclass=NullPool)
+    here = artifacts_uri(home)
+    with engine.begin() as connection:
+        known = connection.execute(
+            text("SELECT experiment_id, artifact_location FROM experiments WHERE name LIKE :ours"),
+            {"ours": f"{PREFIX}%"},
+        ).all()
+        for number, there in known:
+            if there == here:
+                continue
+            row = {"number": number, "here": here, "length": len(there) + 1}
+            connection.execute(text(MOVE_EXPERIMENT), row)
+            connection.execute(text(MOVE_RUNS), row)
 
 
 def artifacts_uri(home: Path) -> str:
@@ -72,7 +109,11 @@ class MlflowTracker(Tracker):
     def follow(self, run: RunInfo) -> TrackedRun:
         from mlflow.tracking import MlflowClient
 
-        (run.home / "mlflow").mkdir(exist_ok=True)
+        if run.uri:
+            _require_answer(run.uri)
+        else:
+            (run.home / "mlflow").mkdir(exist_ok=True)
+            settle(run.home)
         client = MlflowClient(tracking_uri=run.uri or store_uri(run.home))
         if run.resumed:
             client.update_run(run.resumed, status="RUNNING")
@@ -89,17 +130,47 @@ class MlflowTracker(Tracker):
         """The id of the base's experiment; another process may be making it at the same moment."""
         from mlflow.exceptions import MlflowException
 
-        name = f"taps-registry/{run.base}"
+        name = f"{PREFIX}{run.base}"
         known = client.get_experiment_by_name(name)
         if known is None:
             try:
-                served = run.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own
+                served = run.uri.startswith((*WEB, "databricks"))  # a server has a place of its own
                 return str(client.create_experiment(name, None if served else artifacts_uri(run.home)))
             except MlflowException:
                 known = client.get_experiment_by_name(name)
                 if known is None:
                     raise
         return str(known.experiment_id)
+
+
+def _require_answer(uri: str) -> None:
+    """Find out within seconds whether a server is there, and wait for no request of a run for minutes.
+
+    What the environment says of MLflow's patience counts; its own defaults are minutes.
+
+    Raises:
+        OSError: if nobody answers.
+    """
+    from mlflow import environment_variables
+
+    for name, value in HTTP.items():
+        variable = getattr(environment_variables, name)
+        if not variable.is_set():
+            variable.set(value)
+    if not uri.startswith(WEB):
+        return
+    parts = urlsplit(uri)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    place = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}"
+    try:
+        with urlopen(f"{place}{parts.path.rstrip('/')}/health", timeout=PATIENCE):  # noqa: S310  (http or https)
+            pass
+    except HTTPError:
+        pass  # somebody is there, who may want to know more than we say here
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
+            raise ConnectionError(f"no answer from {place}: {reason}") from error
 
 
 @hookimpl

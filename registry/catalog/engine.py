@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, IntegrityError, SettingsError, StorageError
+from ..secrets import masked, without_secrets
 from .forks import keep_apart
 
 BUSY_SECONDS = 60
@@ -39,7 +40,7 @@ class Catalog:
         SettingsError: if the URL is not one of a database we can use.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.url = parse(url)
         try:
             self.engine = create_engine(self.url, pool_pre_ping=True)  # servers drop what idles through an epoch
@@ -53,8 +54,8 @@ class Catalog:
 
     @property
     def address(self) -> str:
-        """The URL with its password hidden."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL with its passwords hidden."""
+        return masked(self.url.render_as_string(hide_password=True))
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -97,7 +98,8 @@ class Catalog:
             self._require_sound(error)
             raise
         except DatabaseError as error:
-            reason = str(error.orig).strip().splitlines()[0]
+            url = self.url.render_as_string(hide_password=False)
+            reason = without_secrets(str(error.orig).strip().splitlines()[0], url)
             if "database is locked" in reason:
                 raise BusyError(
                     f"Another process has been writing to {self.address} for {BUSY_SECONDS} seconds. Try again."
@@ -118,13 +120,15 @@ class Catalog:
             ) from error
 
 
-def parse(url: str) -> URL:
+def parse(url: str | URL) -> URL:
     """The URL of a catalog, with psycopg as PostgreSQL's driver. Raises SettingsError for anything else."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+        if "@" in (parsed.host or ""):
+            raise ValueError("an @ in a password")
+    except (ArgumentError, ValueError) as error:  # not repeated, as there may be a password in it
         raise SettingsError(
-            f"--database {url!r} is not a database URL. Examples: sqlite:////srv/catalog.sqlite, "
+            "What --database says is not a database URL. Examples: sqlite:////srv/catalog.sqlite, "
             "postgresql://user@host/database"
         ) from error
     if parsed.drivername in ("postgres", "postgresql"):

@@ -12,6 +12,7 @@ from ...plugins.methods import PENALTIES, Method, MethodSettings
 from ..amounts import parse
 from ..data.transforms import AUGMENTATIONS
 from ..errors import IntegrityError, SettingsError
+from ..secrets import MASK, check_url, masked
 from ..seeds import check_seed
 
 NORMS = ("task", "gated", "frozen")
@@ -181,6 +182,7 @@ class TaskSettings:
         if not math.isfinite(self.threshold):
             raise SettingsError(f"--threshold must be a finite number, got {self.threshold}.")
         parse(self.budget)
+        check_url(self.tracking_uri, "--tracking-uri")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -229,8 +231,8 @@ class TaskSettings:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For the catalog and the tracker."""
-        return asdict(self)
+        """For the catalog and the tracker: without passwords."""
+        return {**asdict(self), "tracking_uri": masked(self.tracking_uri)}
 
     def changed(self, changes: Mapping[str, Any]) -> TaskSettings:
         """These settings for a resumed run.
@@ -245,6 +247,13 @@ class TaskSettings:
                 f"A resumed run keeps its {', '.join(option(name) for name in fixed)}. "
                 "Leave it out, or `taps-registry remove` the task and add it anew."
             )
+        if MASK in real.get("tracking_uri", self.tracking_uri):
+            if "tracker" not in real:
+                raise SettingsError(
+                    f"The run is tracked at {self.tracking_uri}, whose password is not stored: name it again with "
+                    "--tracking-uri, or go on with --tracker none."
+                )
+            real["tracking_uri"] = ""
         if real.get("encoding", AUTO) != AUTO and "encoding_tolerance" not in changes:
             real["encoding_tolerance"] = TaskSettings.encoding_tolerance  # it was for ``auto``
         return replace(self, **real)

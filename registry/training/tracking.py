@@ -10,6 +10,7 @@ from pathlib import Path
 from ...plugins.methods import LayerState
 from ...plugins.trackers import RunInfo, TrackedRun, Tracker
 from ..errors import TrainingError, first_line
+from ..secrets import without_secrets
 from .progress import EpochResult, Progress
 
 
@@ -27,13 +28,14 @@ class Following:
 
     def __init__(self, tracker: Tracker, run: RunInfo, progress: Progress) -> None:
         self.progress = progress
+        self.uri = run.uri
         self.tracker = tracker.name
         self.draws = tracker.keeps_pictures
         try:
             self._run: TrackedRun | None = tracker.follow(run)
         except Exception as error:  # a stranger's code and somebody's server: anything can come
             raise TrainingError(
-                f"The tracker {tracker.name!r} could not start tracking the run: {first_line(error)}. "
+                f"The tracker {tracker.name!r} could not start tracking the run: {self._said(error)}. "
                 "Fix it, or train with --tracker none."
             ) from error
         self.id = self._run.id
@@ -108,6 +110,9 @@ class Following:
             action(self._run)
         except Exception as error:  # noqa: BLE001  (no tracker's failure may lose a trained task)
             self._run = None
-            self.progress.note(
-                f"The tracker {self.tracker!r} failed ({type(error).__name__}: {error}); training continues without it."
-            )
+            said = f"{type(error).__name__}: {self._said(error)}"
+            self.progress.note(f"The tracker {self.tracker!r} failed ({said}); training continues without it.")
+
+    def _said(self, error: Exception) -> str:
+        """In one line, without passwords."""
+        return without_secrets(first_line(error).rstrip("."), self.uri)
