@@ -101,7 +101,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None, session: Session) -> int:
-    from ..registry.errors import Interrupted, TapsError
+    from ..registry.errors import Interrupted, StorageError, TapsError
 
     _quiet_libraries("--verbose" in (arguments if arguments is not None else sys.argv))
     try:
@@ -123,6 +123,11 @@ def _run(arguments: list[str] | None, session: Session) -> int:
         # A pipe whose reader has gone, as `| head` does. Click and rich answer it by exiting; nothing of ours exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python has still to flush
         return 0
+    except OSError as error:  # what nobody nearer to it has put into words: disks and networks may fail anywhere
+        if session.verbose:
+            traceback.print_exc()
+        click.echo(f"Error: {error}", err=True)
+        return StorageError.exit_code
     return code if isinstance(code, int) else 0
 
 

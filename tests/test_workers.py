@@ -1,0 +1,104 @@
+"""A process that loads images dies: the run ends at once, says why and what to do, and can be resumed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from taps_registry import Registry
+from taps_registry.registry.errors import TrainingError
+from taps_registry.registry.records import Task
+from taps_registry.registry.training.progress import EpochResult, Progress, Step
+from taps_registry.registry.workers import deaths_explained
+
+Add = Callable[..., Task]
+
+
+def loaders() -> list[psutil.Process]:
+    """Processes that load images for this one or for those that train with it."""
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == "pt_data_worker"]
+
+
+class Killer(Progress):
+    """Sends a signal to a loader process, of another process that trains if there is one, after an epoch or at once."""
+
+    def __init__(self, number: int, *, at_once: bool = False) -> None:
+        self.number = number
+        self.at_once = at_once
+        self.killed = False
+
+    def step(self, at: Step) -> None:
+        if self.at_once:
+            self.kill()
+
+    def epoch(self, result: EpochResult) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        if not self.killed:
+            self.killed = True
+            others = [loader for loader in loaders() if loader.ppid() != os.getpid()]
+            # the first one is of the training images, and lives for all epochs
+            os.kill(min(others or loaders(), key=lambda loader: (loader.create_time(), loader.pid)).pid, self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "was killed, most likely because memory ran out"),
+        (signal.SIGBUS, "found no room in shared memory"),
+        (signal.SIGSEGV, "died"),
+    ],
+)
+def test_the_death_of_a_loader_process_ends_the_run_which_can_be_resumed(
+    registry: Registry, add: Add, number: signal.Signals, said: str
+) -> None:
+    with pytest.raises(TrainingError, match=rf"{said}.*--workers 0\. Then continue with: .*add-task one --resume$"):
+        add("one", workers=2, epochs=3, progress=Killer(number))
+    (run,) = registry.runs("one")
+    assert run.state == "failed"
+    assert said in run.error
+    assert loaders() == []
+    undisturbed = add("undisturbed", epochs=3)
+    assert registry.resume_task("one", workers=0).digest == undisturbed.digest
+
+
+def test_a_death_in_the_first_epoch_leaves_a_run_to_resume(registry: Registry, add: Add) -> None:
+    with pytest.raises(TrainingError, match="--resume"):
+        add("one", workers=2, epochs=1, batch_size=2, progress=Killer(signal.SIGKILL, at_once=True))
+    assert registry.resume_task("one", workers=0).state == "ready"
+
+
+def test_a_death_beside_another_training_process_ends_both(registry: Registry, add: Add) -> None:
+    with pytest.raises(TrainingError, match=r"A process that loads images .*--workers 0\..*--resume$"):
+        add("one", workers=1, epochs=3, processes=2, device="cpu", batch_size=4, progress=Killer(signal.SIGKILL))
+    gc.collect()  # of the loaders that the error's traceback refers to
+    assert loaders() == []
+
+
+def test_evaluate_says_so_too(registry: Registry, add: Add, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taps_registry.registry.data.loaders import Images
+
+    add("one")
+    here = os.getpid()
+
+    def die(self: Images, index: int) -> None:
+        assert os.getpid() != here
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Images, "__getitem__", die)
+    with pytest.raises(TrainingError, match="was killed, most likely because memory ran out"):
+        registry.evaluate("one", images, split="all", workers=1)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    for error in (RuntimeError("CUDA error"), OSError(28, "No space left", "file"), OSError(5, "I/O error")):
+        with pytest.raises(type(error)) as caught, deaths_explained():
+            raise error
+        assert caught.value is error
