@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,7 +20,7 @@ from taps_registry.registry.catalog.damage import cells, references
 from taps_registry.registry.catalog.engine import Catalog
 from taps_registry.registry.errors import IntegrityError, StorageError, TapsError
 
-QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
+QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 
 Edit = Callable[[str], None]
 

@@ -110,9 +110,10 @@ def spoil_runs(home: Path) -> None:
     (home / "runs").write_bytes(b"")
 
 
-def spoil_lock(home: Path) -> None:
-    (home / "lock").unlink(missing_ok=True)
-    (home / "lock").mkdir()
+def spoil_file(path: Path) -> None:
+    """A folder stands where the file was."""
+    path.unlink(missing_ok=True)
+    path.mkdir()
 
 
 SPOILED: dict[str, Callable[[Path], object]] = {
@@ -120,9 +121,9 @@ SPOILED: dict[str, Callable[[Path], object]] = {
     "runs are no folder": spoil_runs,
     "runs are gone": lambda home: shutil.rmtree(home / "runs"),
     "objects are gone": lambda home: shutil.rmtree(home / "objects"),
-    "the lock is a folder": spoil_lock,
-    "the identity is a folder": lambda home: ((home / "registry.json").unlink(), (home / "registry.json").mkdir()),
-    "the catalog is a folder": lambda home: ((home / "catalog.sqlite").unlink(), (home / "catalog.sqlite").mkdir()),
+    "the lock is a folder": lambda home: spoil_file(home / "lock"),
+    "the identity is a folder": lambda home: spoil_file(home / "registry.json"),
+    "the catalog is a folder": lambda home: spoil_file(home / "catalog.sqlite"),
 }
 
 

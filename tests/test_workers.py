@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -12,12 +13,15 @@ import psutil
 import pytest
 
 from taps_registry import Registry
+from taps_registry.registry.data.loaders import Images
 from taps_registry.registry.errors import TrainingError
 from taps_registry.registry.records import Task
-from taps_registry.registry.training.progress import EpochResult, Progress, Step
+from taps_registry.registry.training.progress import EpochResult, Progress
 from taps_registry.registry.workers import deaths_explained
 
 Add = Callable[..., Task]
+# torch raises at the signal, wherever this process is just then, if only in a finaliser; then it finds out later.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def loaders() -> list[psutil.Process]:
@@ -26,16 +30,11 @@ def loaders() -> list[psutil.Process]:
 
 
 class Killer(Progress):
-    """Sends a signal to a loader process, of another process that trains if there is one, after an epoch or at once."""
+    """Sends a signal to a loader process, of another process that trains if there is one, after an epoch."""
 
-    def __init__(self, number: int, *, at_once: bool = False) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.at_once = at_once
         self.killed = False
-
-    def step(self, at: Step) -> None:
-        if self.at_once:
-            self.kill()
 
     def epoch(self, result: EpochResult) -> None:
         self.kill()
@@ -59,19 +58,31 @@ class Killer(Progress):
 def test_the_death_of_a_loader_process_ends_the_run_which_can_be_resumed(
     registry: Registry, add: Add, number: signal.Signals, said: str
 ) -> None:
-    with pytest.raises(TrainingError, match=rf"{said}.*--workers 0\. Then continue with: .*add-task one --resume$"):
+    with pytest.raises(
+        TrainingError, match=rf"({said}|died\.).*--workers 0\. Then continue with: .*add-task one --resume$"
+    ):
         add("one", workers=2, epochs=3, progress=Killer(number))
     (run,) = registry.runs("one")
     assert run.state == "failed"
-    assert said in run.error
+    assert run.error.startswith("A process that loads images ")
     assert loaders() == []
     undisturbed = add("undisturbed", epochs=3)
     assert registry.resume_task("one", workers=0).digest == undisturbed.digest
 
 
-def test_a_death_in_the_first_epoch_leaves_a_run_to_resume(registry: Registry, add: Add) -> None:
-    with pytest.raises(TrainingError, match="--resume"):
-        add("one", workers=2, epochs=1, batch_size=2, progress=Killer(signal.SIGKILL, at_once=True))
+def die(self: Images, index: int) -> None:
+    """Instead of an image, in a loader process."""
+    assert multiprocessing.parent_process() is not None
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_death_in_the_first_epoch_leaves_a_run_to_resume(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "__getitem__", die)
+        with pytest.raises(TrainingError, match="--resume"):
+            add("one", workers=1)
     assert registry.resume_task("one", workers=0).state == "ready"
 
 
@@ -83,15 +94,7 @@ def test_a_death_beside_another_training_process_ends_both(registry: Registry, a
 
 
 def test_evaluate_says_so_too(registry: Registry, add: Add, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from taps_registry.registry.data.loaders import Images
-
     add("one")
-    here = os.getpid()
-
-    def die(self: Images, index: int) -> None:
-        assert os.getpid() != here
-        os.kill(os.getpid(), signal.SIGKILL)
-
     monkeypatch.setattr(Images, "__getitem__", die)
     with pytest.raises(TrainingError, match="was killed, most likely because memory ran out"):
         registry.evaluate("one", images, split="all", workers=1)
