@@ -132,7 +132,7 @@ BROKEN = {  # table and column, and what is put there
     "taps_budgets max_params": ("'x'",),
 }
 COMMANDS = (
-    *("bases", "tasks", "show one", "cost", "cost --by layer", "budget show", "runs", "report -o -", "verify"),
+    *("bases", "tasks", "show one", "cost", "cost --by layer", "budget show", "runs", "report --output -", "verify"),
     *("verify --deep", "gc --dry-run", "predict one {image}", "evaluate one --data {images} --split all"),
     *("export one {out}", "recode one --encoding bf16", "add-task two --base base --data {images} --estimate"),
     *("remove one", "gc"),

@@ -91,7 +91,17 @@ def test_a_registry_that_vanishes_during_training_is_one_line(registry: Registry
 
 
 COMMANDS = (
-    *("bases", "tasks", "show one", "cost", "budget show", "budget set --max-bytes 1GB", "runs", "report", "verify"),
+    *(
+        "bases",
+        "tasks",
+        "show one",
+        "cost",
+        "budget show",
+        "budget set --max-bytes 1GB",
+        "runs",
+        "report --output -",
+        "verify",
+    ),
     *("verify --deep", "gc", "gc --dry-run", "predict one {image}", "evaluate one --data {images} --split all"),
     *("export one {out}/one.safetensors", "recode one --encoding bf16", "remove one", "init", "upgrade"),
     "add-base other --model test_resnet --random-init --input-size 32",
