@@ -14,10 +14,10 @@ import pytest
 
 from taps_registry import Registry
 from taps_registry.registry.data.loaders import Images
+from taps_registry.registry.data.workers import deaths_explained
 from taps_registry.registry.errors import TrainingError
 from taps_registry.registry.records import Task
 from taps_registry.registry.training.progress import EpochResult, Progress
-from taps_registry.registry.workers import deaths_explained
 
 Add = Callable[..., Task]
 # torch raises at the signal, wherever this process is just then, if only in a finaliser; then it finds out later.

@@ -16,10 +16,10 @@ from torch.nn import functional
 from ..data.held_out import HeldOut
 from ..data.loaders import Images, evaluation_loader
 from ..data.transforms import evaluation_transform
+from ..data.workers import deaths_explained
 from ..errors import SettingsError
 from ..records import ClassScores, Evaluation
 from ..store.files import write_file
-from ..workers import deaths_explained
 from .task_model import TaskModel
 
 

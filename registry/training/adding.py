@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
+from ..data.workers import WorkersDiedError
 from ..errors import (
     BudgetError,
     BusyError,
@@ -35,7 +36,6 @@ from ..folders import HISTORY, drop, drop_drafts, drop_weights, held
 from ..home import check_name
 from ..records import Footprint, Task
 from ..reporting.shares import stored_shares
-from ..workers import WorkersDiedError
 from .budget import require_fit, require_kept
 from .estimating import least
 from .job import Outcome

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..workers import deaths_explained
+from ..data.workers import deaths_explained
 from .allocator import kept_memory
 
 

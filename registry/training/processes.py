@@ -16,8 +16,8 @@ from multiprocessing.synchronize import Semaphore
 
 import torch.distributed
 
+from ..data.workers import WHAT_TO_DO, WorkersDiedError, deaths_explained
 from ..errors import TrainingError
-from ..workers import WHAT_TO_DO, WorkersDiedError, deaths_explained
 from .allocator import kept_memory
 from .job import Job, Outcome
 from .loop import Trainer

@@ -19,9 +19,9 @@ from taps_registry.registry.data.loaders import Images, evaluation_loader, train
 from taps_registry.registry.data.samples import Sample
 from taps_registry.registry.data.splits import open_data
 from taps_registry.registry.data.transforms import evaluation_transform, training_transform
+from taps_registry.registry.data.workers import deaths_explained
 from taps_registry.registry.errors import DataError
 from taps_registry.registry.records import InputConfig
-from taps_registry.registry.workers import deaths_explained
 
 INPUT = InputConfig((3, 24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0, "center")
 

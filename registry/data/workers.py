@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import DataError, TrainingError
+from ..errors import DataError, TrainingError
 
 SHARED_MEMORY = ("unable to allocate shared memory", "unable to mmap", "unable to open shared memory", "Bus error")
 SCARCE = {errno.ENOMEM: "memory", errno.EAGAIN: "processes", errno.EMFILE: "open files", errno.ENOSPC: "shared memory"}
