@@ -8,6 +8,7 @@ import click
 
 from .output import Amount, number, percent, print_json, print_table, say, size
 from .session import Session, Verb, common_options, format_option
+from .terminal import echo
 
 if TYPE_CHECKING:
     from ..registry.records import BaseCost, BudgetUse, CostReport
@@ -90,18 +91,18 @@ def _print_base(cost: BaseCost) -> None:
         ),
     )
     for shared in cost.common:
-        click.echo(
+        echo(
             f"{shared.name}: {number(shared.params)} parameters, {size(shared.bytes)}, stored once for "
             f"{', '.join(shared.tasks)}."
         )
     tasks = "1 task" if len(cost.tasks) == 1 else f"{len(cost.tasks)} tasks"
-    click.echo(
+    echo(
         f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base's parameters, "
         f"{cost.total.multiple_of_bytes:.2f} times its bytes; "
         f"a full copy per task: {cost.total.multiple_if_copied:.2f} times."
     )
     if cost.budget:
-        click.echo(_usage(cost.budget))
+        echo(_usage(cost.budget))
 
 
 def _print_breakdown(cost: BaseCost, by: str) -> None:

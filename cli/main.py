@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 from .session import Session, common_options
+from .terminal import echo, show_what_can_be_shown
 
 # Which file has which commands: a command's file is imported when the command is typed.
 COMMANDS = {
@@ -96,6 +98,7 @@ main.params.extend(common_options())
 def run(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    show_what_can_be_shown()
     session = Session()
     sys.exit(_run(arguments, session))
 
@@ -109,12 +112,14 @@ def _run(arguments: list[str] | None, session: Session) -> int:
     except click.Abort:
         return 130
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue().removesuffix("\n"), err=True)
         return error.exit_code
     except TapsError as error:
         if session.verbose:
-            traceback.print_exc()
-        click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
+            echo(traceback.format_exc(), err=True)
+        echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
         return error.exit_code
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
@@ -125,8 +130,8 @@ def _run(arguments: list[str] | None, session: Session) -> int:
         return 0
     except OSError as error:  # what nobody nearer to it has put into words: disks and networks may fail anywhere
         if session.verbose:
-            traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
+            echo(traceback.format_exc(), err=True)
+        echo(f"Error: {error}", err=True)
         return StorageError.exit_code
     return code if isinstance(code, int) else 0
 

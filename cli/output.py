@@ -16,6 +16,7 @@ from ..registry.units import number as number
 from ..registry.units import percent as percent
 from ..registry.units import size as size
 from .session import plain
+from .terminal import echo, printable_line
 
 WIDE = 100_000  # columns there are in a file or a pipe: names must not be cut there, and short tables stay short
 
@@ -33,7 +34,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, total:
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
     table = Table(box=box.SIMPLE_HEAD, show_footer=bool(total), pad_edge=False)
-    footer = [str(value) for value in total] or [""] * len(columns)
+    footer = [printable_line(str(value)) for value in total] or [""] * len(columns)
     for name, below in zip(columns, footer, strict=True):
         right = name.endswith(">")
         table.add_column(
@@ -44,13 +45,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, total:
             overflow="ellipsis",
         )
     for row in rows:
-        table.add_row(*(str(value) for value in row))
+        table.add_row(*(printable_line(str(value)) for value in row))
     Console(width=width, highlight=False, markup=False).print(table)
 
 
 def say(text: str) -> None:
     """A line for people, on standard error: standard output is for results."""
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def time(moment: datetime | None) -> str:

@@ -6,6 +6,7 @@ import sys
 
 from ..registry.training.progress import EpochResult, Progress, Step
 from .output import percent, say, size
+from .terminal import printable
 
 
 def make_progress() -> Progress:
@@ -78,7 +79,7 @@ class BarProgress(Progress):
         self.bars.console.print(epoch_line(result), markup=False)
 
     def note(self, text: str) -> None:
-        self.bars.console.print(f"Note: {text}", markup=False)
+        self.bars.console.print(printable(f"Note: {text}"), markup=False)
 
     def close(self) -> None:
         self.bars.stop()

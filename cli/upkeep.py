@@ -10,6 +10,7 @@ import click
 from ..registry.reporting.links import UI_HOST, UI_PORT
 from .output import print_json, print_table, say, size, time
 from .session import Session, Verb, format_option
+from .terminal import echo
 
 
 @click.command(cls=Verb)
@@ -63,7 +64,7 @@ def gc(session: Session, dry_run: bool, form: str) -> None:
     if form == "json":
         return print_json(found)
     for name in found.removed:
-        click.echo(name)
+        echo(name)
     say(f"{'Would free' if dry_run else 'Freed'} {size(found.bytes)}.")
     return None
 
@@ -87,7 +88,7 @@ def verify(session: Session, deep: bool, form: str) -> int:
         print_json({"problems": problems})
     else:
         for problem in problems:
-            click.echo(f"{problem.subject}: {problem.what}")
+            echo(f"{problem.subject}: {problem.what}")
         say({0: "No problems.", 1: "1 problem."}.get(len(problems), f"{len(problems)} problems."))
     return IntegrityError.exit_code if problems else 0
 

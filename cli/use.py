@@ -8,6 +8,7 @@ import click
 
 from .output import percent, print_json, print_table, say
 from .session import Session, Verb, format_option
+from .terminal import echo
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda, ..."
@@ -123,4 +124,4 @@ def export(session: Session, task: str, out: str) -> None:
     with session.open() as registry:
         call = registry.export(task, out)
     say(f"Wrote {out}. Load it with:")
-    click.echo(call)
+    echo(call)

@@ -17,6 +17,7 @@ from ...registry.errors import IntegrityError
 from ...registry.records import Task
 from ..output import percent
 from ..progress import make_progress
+from ..terminal import echo
 from . import pictures
 
 MODEL, PIXELS, LETTERS = "resnet10t", pictures.PIXELS, 52
@@ -63,7 +64,7 @@ class Story:
             scan = min((images["digits"] / "3").glob("*.png"))
             self._command("predict", "digits", str(scan), "--top", "2")
             for prediction in registry.predict("digits", [scan], top=2):
-                click.echo("  " + ", ".join(f"{name} {percent(share)}" for name, share in prediction.classes))
+                echo("  " + ", ".join(f"{name} {percent(share)}" for name, share in prediction.classes))
             self._conclusion(probe, digits, time.monotonic() - began)
 
     def _images(self) -> dict[str, Path]:
@@ -139,7 +140,7 @@ class Story:
         for name, after in self._state(list(before)).items():
             if after != before[name]:
                 raise IntegrityError(f"The task {name!r} has changed: this must never happen; please report it.")
-            click.echo(f"  {name}: digest {after[0][:16]}...: file unchanged, logits bit-identical")
+            echo(f"  {name}: digest {after[0][:16]}...: file unchanged, logits bit-identical")
 
     def _cost(self) -> None:
         from ..costs import print_report
@@ -152,14 +153,14 @@ class Story:
             f"Handwritten digits: {reached} with TAPS, storing {self._share('digits')} of the base; {without} with the "
             f"head only. Took {seconds:.0f} seconds."
         )
-        click.echo("\nThe registry stays. Try next:")
+        echo("\nThe registry stays. Try next:")
         program = "taps-registry" if shutil.which("taps-registry") else sys.argv[0]  # `make demo` activates nothing
         home = f"{shlex.quote(program)} --home {shlex.quote(str(self.home))}"
         for line in ("show digits", "cost --by layer", "export greek greek.safetensors", "verify --deep", "ui"):
-            click.echo(f"  {home} {line}")
+            echo(f"  {home} {line}")
 
     def _command(self, *words: str) -> None:
         click.secho(f"\n$ taps-registry --home {shlex.join([str(self.home), *words])}", bold=True)
 
     def _say(self, text: str) -> None:
-        click.echo(f"\n{text}")
+        echo(f"\n{text}")
