@@ -33,12 +33,15 @@ def report(session: Session, base: str | None, output: str, force: bool) -> None
       taps-registry report --base r50 -o r50.html
     """
     from ..registry.errors import SettingsError
+    from ..registry.home import require_outside
     from ..registry.reporting.page import is_report
     from ..registry.store.files import write_file
 
     path = None if output == "-" else Path(output)
     if path is not None and path.exists() and not force and not is_report(path):
         raise SettingsError(f"{path} exists and is not a report. Choose another -o, or replace it with --force.")
+    if path is not None:
+        require_outside(path)
     with session.open() as registry:
         page = registry.report(base=base)
     if path is None:

@@ -136,6 +136,20 @@ def create(root: Path, database: str) -> tuple[Home, Identity]:
     return home, made
 
 
+def require_outside(path: Path) -> Path:
+    """``path`` itself, if a file may be written there for a user.
+
+    Raises:
+        SettingsError: if it is inside a registry, whose files only the registry may write.
+    """
+    with disk_errors(f"write {path}"):
+        real = path.resolve()
+        inside = next((folder for folder in real.parents if (folder / "registry.json").is_file()), None)
+    if inside and (inside / "objects").is_dir():
+        raise SettingsError(f"{path} is inside the registry {inside}. Choose a file outside of it.")
+    return path
+
+
 def check_name(name: str, what: str) -> str:
     """``name`` if it can name a base or task: it appears in paths, URLs and tables.
 

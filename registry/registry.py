@@ -414,8 +414,8 @@ class Registry:
         from .data.held_out import Trained, open_held_out
         from .inference import evaluation
 
-        if confusion is not None:
-            evaluation.require_confusion_ending(Path(confusion))
+        confusion, predictions = (path if path is None else Path(path) for path in (confusion, predictions))
+        evaluation.check_files(confusion, predictions)
         ready = self.load(task, device=device)
         with self._context.catalog.read() as session:
             record = tasks.ready(session, task)
@@ -424,9 +424,9 @@ class Registry:
         images = open_held_out(str(data), ready.classes, trained, split, skip_bad_images=skip_bad_images)
         answers = evaluation.answer(ready, images, batch_size, workers)
         if predictions is not None:
-            evaluation.write_predictions(Path(predictions), ready.classes, images, answers)
+            evaluation.write_predictions(predictions, ready.classes, images, answers)
         if confusion is not None:
-            evaluation.write_confusion(Path(confusion), ready.classes, answers)
+            evaluation.write_confusion(confusion, ready.classes, answers)
         return evaluation.evaluate(ready, images, answers)
 
     def export(self, task: str, path: str | Path) -> str:

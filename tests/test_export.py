@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from taps_registry import Registry
+from taps_registry.registry.data.pixels import read_rgb
+from taps_registry.registry.data.transforms import evaluation_transform
 from taps_registry.registry.errors import NotFoundError, SettingsError, StorageError
 from taps_registry.registry.inference.task_model import TaskModel
 from taps_registry.registry.records import InputConfig
@@ -188,3 +193,62 @@ def test_an_unknown_task_is_an_error_and_never_the_bases_answer(registry: Regist
     for use in uses:
         with pytest.raises(NotFoundError, match="There is no task 'nobody'"):
             use()
+
+
+# What is around the file
+
+
+@pytest.mark.parametrize("task", ["resnet-taps", "densenet-taps", "vit-taps"])
+def test_timm_prepares_images_for_an_export_as_the_task_does(
+    house: House, images: Path, tmp_path: Path, task: str
+) -> None:
+    model = eval(house.registry.export(task, tmp_path / "out.safetensors"), {"timm": timm})
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    picture = read_rgb(next(images.rglob("*.png")), "picture").resize((50, 40))
+    assert torch.equal(transform(picture), evaluation_transform(house.registry.load(task).input)(picture))
+
+
+def test_an_export_of_another_input_size_is_prepared_so(registry: Registry, images: Path, tmp_path: Path) -> None:
+    registry.add_task("large", "base", images, **{**QUICK, "input_size": 48, "method": "head-only"})
+    model = eval(registry.export("large", tmp_path / "out.safetensors"), {"timm": timm})
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 48, 48)
+
+
+@pytest.mark.parametrize("out", ["objects/ab/x.safetensors", "x.pt2", "../home/x.safetensors", "link/x.safetensors"])
+def test_nothing_is_written_into_a_registry(registry: Registry, images: Path, tmp_path: Path, out: str) -> None:
+    registry.add_task("one", "base", images, **{**QUICK, "method": "head-only"})
+    (registry.home / "link").symlink_to(registry.home / "objects")
+    before = {path: path.read_bytes() for path in registry.home.rglob("*.safetensors")}
+    for write in (
+        lambda: registry.export("one", registry.home / out),
+        lambda: registry.evaluate("one", images, split="all", predictions=(registry.home / out).with_suffix(".csv")),
+        lambda: registry.evaluate("one", images, split="all", confusion=(registry.home / out).with_suffix(".png")),
+    ):
+        with pytest.raises(SettingsError, match=r"is inside the registry .*/home\. Choose a file outside of it\."):
+            write()
+    assert {path: path.read_bytes() for path in registry.home.rglob("*.safetensors")} == before
+
+
+def test_an_object_of_the_store_is_not_exported_onto(registry: Registry, images: Path, tmp_path: Path) -> None:
+    registry.add_task("one", "base", images, **{**QUICK, "method": "head-only"})
+    target = next((registry.home / "objects").rglob("*.safetensors"))
+    (tmp_path / "out.safetensors").symlink_to(target)
+    for path in (target, tmp_path / "out.safetensors"):
+        with pytest.raises(SettingsError, match="is inside the registry"):
+            registry.export("one", path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_have_the_permissions_of_the_umask(house: House, images: Path, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        house.registry.export("densenet-taps", tmp_path / "out.safetensors")
+        house.registry.export("densenet-taps", tmp_path / "out.pt2")
+        house.registry.evaluate("densenet-taps", images, predictions=tmp_path / "out.csv")
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
+    (tmp_path / "out.safetensors").chmod(0o640)
+    house.registry.export("densenet-taps", tmp_path / "out.safetensors")
+    assert stat.S_IMODE((tmp_path / "out.safetensors").stat().st_mode) == 0o640

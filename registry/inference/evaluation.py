@@ -18,6 +18,7 @@ from ..data.loaders import Images, evaluation_loader
 from ..data.transforms import evaluation_transform
 from ..data.workers import deaths_explained
 from ..errors import SettingsError
+from ..home import require_outside
 from ..records import ClassScores, Evaluation
 from ..store.files import write_file
 from .task_model import TaskModel
@@ -99,13 +100,16 @@ def write_predictions(path: Path, classes: Sequence[str], images: HeldOut, answe
 def write_confusion(path: Path, classes: Sequence[str], answers: Answers) -> None:
     """Write how many images of each class (rows) were taken for which class (columns), as CSV or as a picture.
 
+    Args:
+        path: as ``check_files`` lets it pass.
+        classes: of the task.
+        answers: to count.
+
     Raises:
-        SettingsError: for another ending than ``.csv`` and ``.png``.
         StorageError: if the disk refuses.
     """
     from sklearn.metrics import confusion_matrix
 
-    require_confusion_ending(path)
     matrix = confusion_matrix(answers.labels, answers.predicted, labels=range(len(classes)))
     if path.suffix.lower() == ".csv":
         rows = ((name, *counts) for name, counts in zip(classes, matrix.tolist(), strict=True))
@@ -115,10 +119,13 @@ def write_confusion(path: Path, classes: Sequence[str], answers: Answers) -> Non
     return write_file(path, picture(classes, matrix))
 
 
-def require_confusion_ending(path: Path) -> None:
-    """Raise SettingsError unless a confusion matrix can be written to a file of this name."""
-    if path.suffix.lower() not in (".csv", ".png"):
-        raise SettingsError(f"--confusion {path} must end in .csv or .png.")
+def check_files(confusion: Path | None, predictions: Path | None) -> None:
+    """Raises SettingsError for a confusion matrix that is neither CSV nor a picture, or a file inside a registry."""
+    if confusion is not None and confusion.suffix.lower() not in (".csv", ".png"):
+        raise SettingsError(f"--confusion {confusion} must end in .csv or .png.")
+    for path in (confusion, predictions):
+        if path is not None:
+            require_outside(path)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import IntegrityError, SettingsError, first_line
+from ..home import require_outside
 from ..records import Base
+from ..store.artifact import Header
 from ..store.files import in_place
 from ..store.tensors import digest, write_tensors
 from .compose import Composed
@@ -32,9 +34,10 @@ def export(composed: Composed, base: Base, path: Path) -> str:
         The Python that loads it.
 
     Raises:
-        SettingsError: for another ending, or for a checkpoint of a model that timm cannot build.
+        SettingsError: for another ending, a path inside a registry, or a checkpoint of a model that timm cannot build.
         StorageError: if the disk refuses.
     """
+    require_outside(path)
     if path.suffix == ".pt2":
         return _program(composed, base, path)
     if path.suffix != ".safetensors":
@@ -75,10 +78,15 @@ def _checkpoint(composed: Composed, base: Base, path: Path) -> str:
     write_tensors(path, tensors, {"taps": json.dumps({**about, "input": dict(composed.header.input)}, sort_keys=True)})
     if digest(load_file(path)) != digest(tensors):
         raise IntegrityError(f"{path} differs from what was written when it is read back.")
-    return create_call(base, len(composed.header.classes), path)
+    return create_call(base, composed.header, path)
 
 
-def create_call(base: Base, classes: int, path: Path) -> str:
-    """The line of Python that loads an exported checkpoint."""
-    arguments: dict[str, Any] = {**base.arguments, "num_classes": classes, "checkpoint_path": str(path)}
+def create_call(base: Base, header: Header, path: Path) -> str:
+    """The line of Python that loads an exported checkpoint; timm then prepares images for it as the task does."""
+    config = header.config()
+    prepared: dict[str, Any] = {"input_size": config.size, "mean": config.mean, "std": config.std}
+    prepared |= {"interpolation": config.interpolation, "crop_pct": config.crop_pct, "crop_mode": config.crop_mode}
+    overlay = {**base.arguments.get("pretrained_cfg_overlay", {}), **prepared}
+    arguments: dict[str, Any] = {**base.arguments, "num_classes": len(header.classes), "checkpoint_path": str(path)}
+    arguments["pretrained_cfg_overlay"] = overlay
     return f"timm.create_model({base.model!r}, {', '.join(f'{name}={value!r}' for name, value in arguments.items())})"

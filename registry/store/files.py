@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ def disk_errors(action: str) -> Iterator[None]:
 def in_place(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; when the block ends well, that file is flushed and takes its place.
 
+    The file has the permissions of the one it replaces, else those that the process gives new files (its umask).
+
     Raises:
         StorageError: if the disk refuses. ``path`` is then as it was, or whole and new but perhaps not yet safe from a
             power cut; the message says which.
@@ -41,7 +44,10 @@ def in_place(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     outcome = "Nothing was changed."
     try:
+        draft.touch()
+        mode = (path if path.exists() else draft).stat().st_mode
         yield draft
+        draft.chmod(stat.S_IMODE(mode))  # safetensors makes files that only their owner can read
         flush(draft)
         draft.replace(path)
         outcome = "It was written, but may be lost in a power failure."
