@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import BusyError, StorageError
 from .home import Home
-from .locks import locked
+from .locks import is_locked, locked
 from .store.files import disk_errors
 
 LOCK = "lock"
@@ -59,7 +59,7 @@ def is_alive(home: Home, run: str) -> bool:
         return True
     except StorageError:
         if path.exists():
-            raise
+            return is_locked(path)  # somebody else's registry, or a disk that is mounted to be read only
         return False  # the run was finished and its folder removed just now
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
     """
     removed: list[str] = []
     size = 0
-    with context.home.lock():
+    with nullcontext() if dry_run else context.home.lock():
         transaction = context.catalog.read() if dry_run else context.catalog.write()
         with transaction as session:
             needed = _needed(session)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -24,6 +25,7 @@ from sqlalchemy.orm import Session
 from ..errors import BusyError, IntegrityError, SettingsError, StorageError
 from ..secrets import masked, without_secrets
 from .forks import keep_apart
+from .reading import only_read, writable
 
 BUSY_SECONDS = 60
 MISTAKES = (ProgrammingError, SqlIntegrityError, DataError, NotSupportedError)  # ours, or damaged rows
@@ -49,6 +51,8 @@ class Catalog:
                 f"The driver for {self.address} is not installed ({error}). Type: pip install 'taps-registry[postgres]'"
             ) from error
         if self.engine.dialect.name == "sqlite":
+            if self.url.database and not writable(Path(self.url.database)):
+                only_read(self.engine, self.url.database)
             _set_up_sqlite(self.engine)
         keep_apart(self.engine)
 
@@ -163,6 +167,8 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                return  # whoever writes it has done so
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > last:
                 raise
             time.sleep(0.01)
