@@ -144,6 +144,17 @@ def _quiet_libraries(verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it sets its own level when it is imported
         warnings.simplefilter("ignore")
+    ours = logging.getLogger("taps_registry")
+    ours.setLevel(logging.WARNING)
+    ours.addHandler(_Notes())
+    ours.propagate = False
+
+
+class _Notes(logging.Handler):
+    """What the package warns of, as a line for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(f"Note: {record.getMessage()}", err=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

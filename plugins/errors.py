@@ -13,6 +13,11 @@ class TapsError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class PluginError(TapsError):
     """A plugin is unknown, disabled, broken, or two of them claim one name."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +15,8 @@ import pluggy
 from . import spec
 from .architectures import Architecture, Partition
 from .encodings import COMPRESSED, Codec, Encoding, Form
-from .errors import PluginError
+from .errors import PartitionError, PluginError
+from .guard import described, remember
 from .trackers import Tracker
 
 if TYPE_CHECKING:
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from .methods import Method
 
 GROUP = "taps_registry"
+HOOKS = ("register_architectures", "register_methods", "register_encodings", "register_trackers")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+logger = logging.getLogger(__name__)
 
 Contribution = TypeVar("Contribution")
 
@@ -174,7 +181,7 @@ class PluginManager:
         """
         known = self._found.architectures.items.values()
         for fallback in (False, True):
-            matching = [plugin for plugin in known if plugin.fallback is fallback and plugin.matches(model)]
+            matching = [plugin for plugin in known if plugin.fallback is fallback and self._matches(plugin, model)]
             if len(matching) > 1:
                 names = ", ".join(sorted(plugin.name for plugin in matching))
                 raise PluginError(
@@ -184,9 +191,25 @@ class PluginManager:
                 return matching[0]
         raise PluginError(f"No plugin knows {type(model).__name__}; is the generic one disabled?")
 
+    @staticmethod
+    def _matches(plugin: Architecture, model: nn.Module) -> bool:
+        """Whether a plugin knows the model. One that cannot say is passed over, and a note says so."""
+        try:
+            return plugin.matches(model)
+        except PluginError as error:
+            logger.warning("%s It was passed over.", error)
+            return False
+
     def partition(self, architecture: Architecture, model: nn.Module) -> Partition:
-        """The model taken apart, checked: every parameter and buffer is in exactly one place."""
-        return architecture.partition(model).check(model)
+        """The model taken apart, checked: every parameter and buffer is in exactly one place.
+
+        Raises:
+            PartitionError: naming the plugin, if it is not.
+        """
+        try:
+            return architecture.partition(model).check(model)
+        except PartitionError as error:
+            raise PartitionError(f"{described(architecture)} made a mistake. {error}") from error
 
     @cached_property
     def _found(self) -> _Found:
@@ -218,19 +241,29 @@ class _Found:
             self.infos.append(replace(info, state="disabled"))
             return
         try:
-            self.pluggy.register(point.load(), name=point.name)
+            plugin = point.load()
+            self.pluggy.register(plugin, name=point.name)
             registrar, hooks = self._ask(point.name)
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code must not stop the others)
-            self.infos.append(replace(info, state=f"failed: {type(error).__name__}: {error}"))
+            if self.pluggy.has_plugin(point.name):
+                self.pluggy.unregister(name=point.name)
+            said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            self.infos.append(replace(info, state=f"failed: {said}"))
             return
         for shelf, name, item in registrar.brought:
             shelf.put(name, item, info)
+            if not type(item).__module__.startswith(f"{GROUP}."):  # a stranger may bring an object of a class of ours
+                remember(item, f"{info.distribution} {info.version}")
         self.infos.append(replace(info, hooks=hooks, provides=registrar.described()))
 
     def _ask(self, name: str) -> tuple[_BoundRegistrar, tuple[str, ...]]:
         """What one plugin brings, put on no shelf yet, and the hooks it has."""
         others = [plugin for other, plugin in self.pluggy.list_name_plugin() if other != name]
         implemented = self.pluggy.get_hookcallers(self.pluggy.get_plugin(name)) or []
+        if unknown := sorted(caller.name for caller in implemented if not caller.has_spec()):
+            raise PluginError(f"it implements {', '.join(unknown)}, but the hooks are {', '.join(HOOKS)}")
+        if not implemented:
+            raise PluginError(f"it implements no hook; they are {', '.join(HOOKS)}, each under @hookimpl")
         registrar = _BoundRegistrar(self)
         for caller in implemented:
             self.pluggy.subset_hook_caller(caller.name, others)(registrar=registrar)
@@ -245,16 +278,34 @@ class _BoundRegistrar:
         self.brought: list[tuple[Shelf[Any], str, Any]] = []
 
     def architecture(self, architecture: Architecture) -> None:
-        self.brought.append((self.found.architectures, architecture.name, architecture))
+        self._take(self.found.architectures, architecture, Architecture)
+        _require_own_models(architecture)
 
     def method(self, method: Method) -> None:
-        self.brought.append((self.found.methods, method.name, method))
+        from .methods import Method
+
+        self._take(self.found.methods, method, Method)
 
     def encoding(self, encoding: Form) -> None:
-        self.brought.append((self.found.encodings, encoding.name, encoding))
+        self._take(self.found.encodings, encoding, Form)
 
     def tracker(self, tracker: Tracker) -> None:
-        self.brought.append((self.found.trackers, tracker.name, tracker))
+        self._take(self.found.trackers, tracker, Tracker)
+
+    def _take(self, shelf: Shelf[Any], item: Any, contract: type) -> None:
+        """Raises PluginError for what does not fulfil the contract."""
+        name = getattr(item, "name", "")
+        if not isinstance(item, contract):
+            given = f"the class {item.__name__}" if isinstance(item, type) else f"a {type(item).__name__}"
+            raise PluginError(f"registrar.{shelf.kind} takes an instance of {contract.__name__}, and was given {given}")
+        wanted = ("name", "summary") if "summary" in _annotations(contract) else ("name",)
+        for attribute in wanted:
+            value = getattr(item, attribute, None)
+            if not isinstance(value, str) or not value.strip() or "\n" in value:
+                raise PluginError(f"the {attribute} of its {shelf.kind} {type(item).__name__} must be one line of text")
+        if not NAME.fullmatch(name):
+            raise PluginError(f"its {shelf.kind} is called {name!r}: use letters, digits, '.', '_' and '-'")
+        self.brought.append((shelf, name, item))
 
     def described(self) -> tuple[str, ...]:
         """Kind, name and summary of each thing it brought."""
@@ -265,6 +316,21 @@ class _BoundRegistrar:
 def _kind(shelf: Shelf[Any], item: object) -> str:
     """What a contribution is to a user: a form that a method keeps to itself is no encoding to choose."""
     return "form" if isinstance(item, Form) and not isinstance(item, Encoding) else shelf.kind
+
+
+def _annotations(contract: type) -> frozenset[str]:
+    """Names of the attributes that a contract and those above it declare."""
+    return frozenset(name for cls in contract.__mro__ for name in vars(cls).get("__annotations__", ()))
+
+
+def _require_own_models(architecture: Architecture) -> None:
+    """Raises PluginError if it builds a model under a name that is timm's."""
+    if not architecture.models:
+        return
+    import timm
+
+    if taken := [model for model in architecture.models if timm.is_model(model.partition(".")[0])]:
+        raise PluginError(f"it builds {', '.join(taken)}, which timm has a model of that name for: choose another name")
 
 
 def _taken_apart(name: str) -> tuple[str, bool]:

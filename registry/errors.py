@@ -22,7 +22,7 @@
 
 from __future__ import annotations
 
-from ..plugins.errors import PartitionError, PluginError, TapsError
+from ..plugins.errors import PartitionError, PluginError, TapsError, first_line
 
 __all__ = [
     "BudgetError",
@@ -41,6 +41,7 @@ __all__ = [
     "TapsError",
     "TrainingError",
     "WeightsError",
+    "first_line",
 ]
 
 
@@ -120,8 +121,3 @@ class Interrupted(TapsError):  # noqa: N818  (it is no error of ours: the user a
     """The user stopped it; the run can be resumed."""
 
     exit_code = 130
-
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line; its name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads only get in each other's way on models this small
 
@@ -95,3 +96,26 @@ def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     yield make
     server.cleanup()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Puts a distribution with one plugin on sys.path, as pip would; it goes with the test."""
+    modules: list[str] = []
+
+    def put(distribution: str, entry: str, source: str, version: str = "1.0") -> Path:
+        folder = tmp_path / "site" / f"{distribution}-{version}"
+        module = f"{distribution.replace('-', '_')}_module"
+        info = folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(source)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[taps_registry]\n{entry} = {module}\n")
+        sys.modules.pop(module, None)
+        modules.append(module)
+        monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    yield put
+    for module in modules:
+        sys.modules.pop(module, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,29 +88,6 @@ def register_trackers(registrar):
 """
 
 Install = Callable[..., Path]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a distribution with one plugin on sys.path, as pip would; it goes with the test."""
-    modules: list[str] = []
-
-    def put(distribution: str, entry: str, source: str, version: str = "1.0") -> Path:
-        folder = tmp_path / "site" / f"{distribution}-{version}"
-        module = f"{distribution.replace('-', '_')}_module"
-        info = folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (folder / f"{module}.py").write_text(source)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[taps_registry]\n{entry} = {module}\n")
-        sys.modules.pop(module, None)
-        modules.append(module)
-        monkeypatch.syspath_prepend(str(folder))
-        return folder
-
-    yield put
-    for module in modules:
-        sys.modules.pop(module, None)
 
 
 def on_meta(name: str) -> nn.Module:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import PartitionError
+from ..guard import Guarded
 from .pieces import faults
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Stage:
     run: Callable[[Tensor], Tensor]
 
 
-class Architecture(ABC):
+class Architecture(Guarded, ABC):
     """How a family of models is taken apart. Subclass ``generic.Generic`` unless its walk does not fit.
 
     Attributes:
@@ -105,6 +106,15 @@ class Architecture(ABC):
         fallback: True for a plugin that is asked only when no other one matches.
         models: names for ``add-base --model`` that ``build`` makes; empty if timm makes them.
     """
+
+    kind: ClassVar[str] = "architecture"
+    returns: ClassVar[dict[str, str]] = {
+        "matches": "builtins:bool",
+        "partition": ".architectures:Partition",
+        "stages": "builtins:tuple",
+        "build": "torch.nn:Module",
+    }
+    blames: ClassVar[dict[str, tuple[type[Exception], ...]]] = {"build": (TypeError, ValueError)}
 
     name: ClassVar[str]
     learning_rate: ClassVar[float] = 1e-3

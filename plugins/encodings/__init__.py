@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from ..guard import Guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +16,7 @@ __all__ = ["Codec", "Encoding", "Form"]
 COMPRESSED = "+zstd"  # ends the name of an encoding whose parts are compressed
 
 
-class Form(ABC):
+class Form(Guarded, ABC):
     """How a tensor is read back from an artifact, which names its forms: the data choose their decoder.
 
     A method that computes weights from factors of its own (low-rank matrices, a mask, ...) registers the form they are
@@ -24,6 +26,10 @@ class Form(ABC):
         name: what the artifact's header calls it; it must never change its meaning.
         summary: one line for ``taps-registry plugins`` and the docs.
     """
+
+    kind: ClassVar[str] = "form"
+    returns: ClassVar[dict[str, str]] = {"decode": "torch:Tensor", "encode": "builtins:dict", "nbytes": "builtins:int"}
+    blames: ClassVar[dict[str, tuple[type[Exception], ...]]] = {"decode": (ValueError,)}
 
     name: str
     summary: str
@@ -91,6 +97,8 @@ class Encoding(Codec):
         vectors: what norms, and weights of fewer dimensions, are put into; None to store them as they are.
         factors: name of the ``ThinProduct`` that low-rank factors of a method's own are put into.
     """
+
+    kind: ClassVar[str] = "encoding"
 
     vectors: Codec | None = None
     factors: str = "low-rank"

@@ -57,7 +57,9 @@ class LowRank(Encoding):
 
 def _cut(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The largest singular values and their vectors, ``(m, r)``, ``(r,)`` and ``(r, n)``, with one of them at least."""
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    largest = float(matrix.abs().max()) or 1.0  # scaled, and in float64: LAPACK does not converge on all small deltas
+    left, sizes, right = torch.linalg.svd(matrix.double() / largest, full_matrices=False)
+    left, sizes, right = left.to(matrix), (sizes * largest).to(matrix), right.to(matrix)
     behind = sizes.double().square().flip(0).cumsum(0).flip(0)  # what is left before each of them
     rank = max(1, int((behind > ERROR**2 * behind[0]).sum()))
     return left[:, :rank], sizes[:rank], right[:rank]

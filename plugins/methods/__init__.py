@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..architectures import Partition
 from ..architectures.pieces import Pieces, split, tensor_of
+from ..guard import Guarded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -203,7 +204,7 @@ def live_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Live]:
     return {name: Live(name, owners[tensor_of(name)]) for name in names}
 
 
-class Adaptation:
+class Adaptation(Guarded):
     """Trains a set of a model's tensors. Methods whose set changes while training override the hooks.
 
     Args:
@@ -212,6 +213,9 @@ class Adaptation:
         trained: names of the tensors that train and are stored; running statistics are stored but get no gradient.
         settings: what the method was told.
     """
+
+    kind: ClassVar[str] = "adaptation"
+    returns: ClassVar[dict[str, str]] = {"stored": ".methods:Stored", "delta": ".methods:Delta"}
 
     def __init__(
         self, model: nn.Module, partition: Partition, trained: Iterable[str], settings: MethodSettings
@@ -332,7 +336,7 @@ class Adaptation:
         """
 
 
-class Method(ABC):
+class Method(Guarded, ABC):
     """A way to adapt a base to a task.
 
     Attributes:
@@ -344,12 +348,22 @@ class Method(ABC):
         needs_limits: whether the method cannot do without ``--budget``.
     """
 
+    kind: ClassVar[str] = "method"
+    returns: ClassVar[dict[str, str]] = {
+        "least": ".methods:Stored",
+        "most": ".methods:Stored",
+        "adapt": ".methods:Adaptation",
+        "extension": "builtins:dict",
+        "common": "builtins:frozenset",
+    }
+    blames: ClassVar[dict[str, tuple[type[Exception], ...]]] = {"check": (ValueError,)}
+
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
     needs_limits: ClassVar[bool] = False
 
-    def check(self, settings: MethodSettings) -> None:  # noqa: B027  (nothing to refuse is the usual case)
+    def check(self, settings: MethodSettings) -> None:
         """Raise ValueError, with a text for the user, for settings that the method cannot work with."""
 
     @abstractmethod
@@ -370,7 +384,7 @@ class Method(ABC):
         """Arguments of ``extend``, kept in the artifact; empty for a method that adds no modules."""
         return {}
 
-    def extend(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:  # noqa: B027  (most methods fold)
+    def extend(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
         """Add modules beside the model's own, before it trains and each time it is composed.
 
         Their tensors become part of ``model.state_dict()``, where ``adapt`` and the artifact find them. Only called if

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
+from ..errors import PluginError
 from . import Live
 from .low_rank import highest_rank
 
@@ -40,7 +41,7 @@ class Cut:
         same.
         """
         wide = _wide(live)
-        vectors = torch.linalg.eigh(wide @ wide.T).eigenvectors.flip(1)
+        vectors = eigenvectors(wide, live.name)
         return cls(live, vectors, (vectors.T @ wide).norm(dim=1))
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,28 @@ class Cut:
         up, down = (long, short) if _is_tall(self.live) else (short, long)
         roots = sizes.sqrt()
         return (up * roots).T.contiguous(), (down * roots.where(roots > 0, 1.0)).contiguous()
+
+
+def eigenvectors(wide: Tensor, name: str) -> Tensor:
+    """Of ``D D^T``, in columns, that of the largest eigenvalue first.
+
+    Squares of small deltas leave little of float32, and LAPACK does not converge on what is left; so the delta is
+    scaled, and squared in float64, on the CPU where a device has none.
+
+    Args:
+        wide: ``D``, ``(m, n)`` in float32.
+        name: of the weight, for the message.
+
+    Raises:
+        PluginError: if a value is not finite.
+    """
+    largest = float(wide.abs().max()) if wide.numel() else 0.0
+    if not isfinite(largest):
+        raise PluginError(f"The change of {name} is not finite. Try a lower --lr.")
+    exact = wide.cpu() if wide.device.type == "mps" else wide
+    scaled = exact.double() / (largest or 1.0)
+    vectors: Tensor = torch.linalg.eigh(scaled @ scaled.T).eigenvectors
+    return vectors.flip(1).to(wide)
 
 
 def _is_tall(live: Live) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ..guard import Guarded
+
 __all__ = ["RunInfo", "TrackedRun", "Tracker"]
 
 
@@ -32,8 +34,10 @@ class RunInfo:
     resumed: str | None = None
 
 
-class TrackedRun(ABC):
+class TrackedRun(Guarded, ABC):
     """A run being followed. Any method may raise: the caller says so once and trains on."""
+
+    kind: ClassVar[str] = "tracker's run"
 
     id: str
 
@@ -54,7 +58,7 @@ class TrackedRun(ABC):
         """Close the run as ``finished``, ``failed`` or ``interrupted``."""
 
 
-class Tracker(ABC):
+class Tracker(Guarded, ABC):
     """Opens runs.
 
     Attributes:
@@ -62,6 +66,9 @@ class Tracker(ABC):
         summary: one line for ``taps-registry plugins`` and the docs.
         keeps_pictures: False spares drawing them.
     """
+
+    kind: ClassVar[str] = "tracker"
+    returns: ClassVar[dict[str, str]] = {"follow": ".trackers:TrackedRun"}
 
     name: ClassVar[str]
     summary: ClassVar[str]

@@ -26,11 +26,14 @@ from ..errors import (
     BudgetError,
     BusyError,
     DataError,
+    IntegrityError,
     Interrupted,
     NotFoundError,
+    PluginError,
     SettingsError,
     StorageError,
     TapsError,
+    WeightsError,
 )
 from ..folders import HISTORY, drop, drop_drafts, drop_weights, held
 from ..home import check_name
@@ -49,6 +52,8 @@ from .tracking import Following
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+LASTING = (PluginError, SettingsError, IntegrityError, WeightsError)  # what would be the same in a resumed run
 
 
 def add_task(context: Context, name: str, base: str, settings: TaskSettings, progress: Progress) -> Task:
@@ -182,7 +187,7 @@ class _Attempt:
         except BaseException as error:
             keep = not fresh or isinstance(error, WorkersDiedError) or (self.folder / CHECKPOINT).exists()
             self._stopped("failed", str(error), following, keep=keep)
-            if isinstance(error, TapsError) and keep:
+            if isinstance(error, TapsError) and keep and not isinstance(error, LASTING):
                 raise type(error)(f"{error} Then continue with: taps-registry add-task {self.name} --resume") from error
             raise
         try:

@@ -24,6 +24,7 @@ from .device import make_accelerator
 from .job import Common, Job
 from .progress import Progress
 from .settings import TaskSettings
+from .trying import try_out
 
 
 def check(context: Context, settings: TaskSettings) -> None:
@@ -108,6 +109,7 @@ def prepare(
             f"{settings.budget} allows: {task!r} keeps to that as well."
         )
         job = replace(job, settings=replace(job.settings, budget=f"{job.settings.budget},{part.text}"))
+    try_out(job)
     told = replace(job.method_settings, limits=limits(job), factors=factors_of(job.encoding, context.plugins))
     job = replace(job, method_settings=told)
     if not begun and (note := scarce(job, task)):

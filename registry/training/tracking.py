@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ...plugins.guard import described
 from ...plugins.methods import LayerState
 from ...plugins.trackers import RunInfo, TrackedRun, Tracker
-from ..errors import TrainingError, first_line
+from ..errors import PluginError, TrainingError, first_line
 from ..secrets import without_secrets
 from .progress import EpochResult, Progress
 
@@ -35,7 +36,7 @@ class Following:
             self._run: TrackedRun | None = tracker.follow(run)
         except Exception as error:  # a stranger's code and somebody's server: anything can come
             raise TrainingError(
-                f"The tracker {tracker.name!r} could not start tracking the run: {self._said(error)}. "
+                f"{described(tracker)} could not start tracking the run: {self._said(error)}. "
                 "Fix it, or train with --tracker none."
             ) from error
         self.id = self._run.id
@@ -110,9 +111,11 @@ class Following:
             action(self._run)
         except Exception as error:  # noqa: BLE001  (no tracker's failure may lose a trained task)
             self._run = None
-            said = f"{type(error).__name__}: {self._said(error)}"
+            kind = type(error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error).__name__
+            said = f"{kind}: {self._said(error)}"
             self.progress.note(f"The tracker {self.tracker!r} failed ({said}); training continues without it.")
 
     def _said(self, error: Exception) -> str:
         """In one line, without passwords."""
-        return without_secrets(first_line(error).rstrip("."), self.uri)
+        reason = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
+        return without_secrets(first_line(reason).rstrip("."), self.uri)
