@@ -102,3 +102,18 @@ def bases(session: Session, form: str) -> None:
         ),
     )
     return None
+
+
+@click.command(cls=Verb)
+@click.argument("base")
+@click.pass_obj
+def remove_base(session: Session, base: str) -> None:
+    """Remove a base model that no task is on. `gc` frees its bytes.
+
+    \b
+    Example:
+      taps-registry remove-base r50
+    """
+    with session.open() as registry:
+        registry.remove_base(base)
+    say(f"Removed {base}. `taps-registry gc` frees its bytes.")

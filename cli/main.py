@@ -24,6 +24,7 @@ COMMANDS = {
     "upgrade": "upkeep",
     "add-base": "bases",
     "bases": "bases",
+    "remove-base": "bases",
     "add-task": "tasks",
     "tasks": "tasks",
     "show": "tasks",

@@ -77,11 +77,11 @@ class Shelf(Generic[Contribution]):
             raise self.missing(name)
         return self.items[name]
 
-    def missing(self, name: str, of: type = object) -> PluginError:
-        """The error that names what there is in its place, of a class."""
+    def missing(self, name: str, of: type = object, kind: str = "") -> PluginError:
+        """The error that names what there is in its place, of a class; ``kind`` is what a user calls that."""
         there = sorted(other for other, item in self.items.items() if isinstance(item, of))
         return PluginError(
-            f"There is no {self.kind} {name!r}. There are: {', '.join(there) or 'none'}. "
+            f"There is no {kind or self.kind} {name!r}. There are: {', '.join(there) or 'none'}. "
             "`taps-registry plugins` lists what was found and what failed to load."
         )
 
@@ -156,11 +156,12 @@ class PluginManager:
             PluginError: if there is none.
         """
         inner, compressed = _taken_apart(name)
-        form = self._found.encodings.get(inner)
+        form = self._found.encodings.items.get(inner)
+        if form is None or (compressed and not isinstance(form, Codec)):
+            raise self._found.encodings.missing(name, Codec if compressed else Form, kind="form")
         if not compressed:
             return form
-        if not isinstance(form, Codec):
-            raise self._found.encodings.missing(name, Codec)
+        assert isinstance(form, Codec)
         from .encodings.zstd import Compressed
 
         return Compressed(form)

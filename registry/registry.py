@@ -187,6 +187,16 @@ class Registry:
         with self._context.catalog.read() as session:
             return bases.get(session, name)
 
+    def remove_base(self, name: str) -> None:
+        """Remove a base that no task is on, with its budget; ``gc`` frees its bytes.
+
+        Raises:
+            NotFoundError: if there is none of this name.
+            SettingsError: if tasks are on it, finished or in training.
+        """
+        with self._context.catalog.write() as session:
+            bases.remove(session, name)
+
     # Tasks
 
     def add_task(

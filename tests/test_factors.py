@@ -692,3 +692,33 @@ def test_pruned_weights_decode_to_the_values_in_effect_to_the_last_bit() -> None
         assert same_bits(Sparse().decode(parts, unit.live.base), unit.live.value)
         assert sum(part.nbytes for part in parts.values()) == unit.size().bytes
         assert len(parts["values"]) == unit.size().params
+
+
+# One side frozen
+
+
+@pytest.mark.parametrize("frozen", ["up", "down"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_factor_that_does_not_train_gets_no_gradient_and_the_other_gets_its_own(frozen: str, steps: int) -> None:
+    """On CPUs the first step is the long way, and further ones take shortcuts."""
+    told = MethodSettings(lr=1e-3, rank=2, alpha=2.0, epochs=1, factors=PlainLowRank())
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(adapted(Lora(), told))
+    free, half = made
+    for unit in half.units:
+        unit.factors[frozen].requires_grad_(False)
+    images, labels = batch()
+    for _ in range(steps):
+        for adaptation in (free, half):
+            for unit in adaptation.units:
+                for factor in unit.factors.values():
+                    factor.grad = None
+            adaptation.train()
+            functional.cross_entropy(adaptation.model(images), labels).backward()
+            adaptation.after_backward()
+    for one, other in zip(free.units, half.units, strict=True):
+        assert other.factors[frozen].grad is None
+        for name in set(one.factors) - {frozen}:
+            assert torch.allclose(one.factors[name].grad, other.factors[name].grad, rtol=1e-4, atol=1e-7)

@@ -16,7 +16,7 @@ from blake3 import blake3
 from sqlalchemy import text
 
 from taps_registry import Registry
-from taps_registry.registry.errors import BudgetError, IntegrityError, Interrupted
+from taps_registry.registry.errors import BudgetError, IntegrityError, Interrupted, NotFoundError, SettingsError
 from taps_registry.registry.folders import held
 from taps_registry.registry.records import Collected, Task
 from taps_registry.registry.store.files import sha256
@@ -395,3 +395,35 @@ def test_objects_copied_to_another_folder_are_the_same_registry(registry: Regist
         assert copy.verify(deep=True) == ()
         assert copy.task("victim").digest == task.digest
         assert os.fspath(copy.home) == os.fspath(tmp_path / "copy")
+
+
+# Bases
+
+
+def test_a_base_that_no_task_is_on_is_removed_with_its_bytes_and_its_budget(registry: Registry, add: Add) -> None:
+    kept = add("kept")
+    registry.add_base("other", "test_vit", random_init=True, input_size=32)
+    registry.set_budget(base="other", max_bytes=10**9)
+    registry.remove_base("other")
+    assert [base.name for base in registry.bases()] == ["base"]
+    assert registry.budgets() == ()
+    freed = registry.gc()
+    assert len(freed.removed) == 1
+    assert registry.verify(deep=True) == ()
+    assert registry.task("kept") == kept
+    registry.add_base("other", "test_resnet", random_init=True, input_size=32)
+
+
+def test_a_base_that_tasks_are_on_stays(registry: Registry, add: Add) -> None:
+    add("one")
+    with pytest.raises(SettingsError, match=r"The base 'base' is needed by one\. Remove these tasks first"):
+        registry.remove_base("base")
+    assert registry.base("base").layers
+    registry.remove("one")
+    registry.remove_base("base")
+    assert registry.bases() == ()
+
+
+def test_a_base_that_is_not_there_cannot_be_removed(registry: Registry) -> None:
+    with pytest.raises(NotFoundError, match="no base 'bse'"):
+        registry.remove_base("bse")

@@ -87,6 +87,8 @@ class Product(Unit):
             return
         pair = self.pair()
         for factor, gradient in zip(pair, chained(self.live.grad, pair), strict=True):
+            if not factor.requires_grad:
+                continue  # one side is frozen
             if factor.is_leaf and factor.grad is None:
                 factor.grad = gradient  # which autograd would copy
             else:

@@ -204,8 +204,11 @@ class OfFactors(Shortcut):
         return super()._agree(_without_biases(tried), _without_biases(wanted))
 
     def _pass_on(self, found: Gradients) -> None:
-        trained = [factor for _, pair in self.factors for factor in pair()]
-        torch.autograd.backward(trained, found if self.bias is None else _without_biases(found))
+        factors = [factor for _, pair in self.factors for factor in pair()]
+        gradients = found if self.bias is None else _without_biases(found)
+        trained = [both for both in zip(factors, gradients, strict=True) if both[0].requires_grad]  # one may be frozen
+        if trained:
+            torch.autograd.backward(*map(list, zip(*trained, strict=True)))
         if self.bias is not None:
             self.bias.grad = torch.empty_like(self.bias)
             for (rows, _), gradient in zip(self.factors, found[2::3], strict=True):

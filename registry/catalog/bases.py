@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from difflib import get_close_matches
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session, selectinload
 
-from ..errors import NameTakenError, NotFoundError
+from ..errors import NameTakenError, NotFoundError, SettingsError
 from ..records import Base, InputConfig, LayerInfo
 from .ordering import ByName
-from .tables import BaseRow, LayerRow, ObjectRow
+from .tables import BaseRow, CommonRow, LayerRow, ObjectRow, TaskRow
 
 
 def add(session: Session, base: Base, checksum: str) -> None:
@@ -39,6 +39,24 @@ def add(session: Session, base: Base, checksum: str) -> None:
         for position, layer in enumerate(base.layers)
     ]
     session.add(row)
+
+
+def remove(session: Session, name: str) -> None:
+    """Remove a base that no task is on, with its layers and its budget; its object stays until nothing refers to it.
+
+    Raises:
+        NotFoundError: if there is none of this name.
+        SettingsError: naming the tasks that need it.
+    """
+    base = row(session, name)
+    users = session.scalars(select(TaskRow.name).where(TaskRow.base_id == base.id).order_by(ByName(TaskRow.name))).all()
+    if users:
+        shown = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
+        raise SettingsError(
+            f"The base {name!r} is needed by {shown}. Remove these tasks first: taps-registry remove TASK"
+        )
+    session.execute(delete(CommonRow).where(CommonRow.base_id == base.id))
+    session.delete(base)
 
 
 def require_free(session: Session, name: str) -> None:

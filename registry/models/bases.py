@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from ..records import Base, LayerInfo
 from ..seeds import check_seed
 from ..store.files import checksum
 from ..store.tensors import OnDisk, digest, write_tensors
-from .build import check_input, create, has_fixed_size, input_config, load_weights, on_meta, without_drawing
+from .build import (
+    check_input,
+    create,
+    create_on_meta,
+    has_fixed_size,
+    input_config,
+    load_weights,
+    without_drawing,
+)
 from .measure import layer_infos, parameters
 
 SHOWN = 4  # tensors that an error names
@@ -175,8 +184,7 @@ def load(context: Context, base: Base) -> LoadedBase:
     """
 
     def on_no_memory() -> nn.Module:
-        with on_meta():
-            return create(context.plugins, base.model, base.arguments)
+        return create_on_meta(context.plugins, base.model, base.arguments)
 
     with ThreadPoolExecutor(1) as reader, _being_checked(context, base, on_no_memory, reader, 0) as (loaded, _):
         return loaded
@@ -229,15 +237,24 @@ def _as_laid_out(plugins: PluginManager, base: Base, model: nn.Module) -> Partit
     architecture = plugins.architecture(base.plugin)
     partition = plugins.partition(architecture, model)
     now_laid_out = layer_infos(partition, model.state_dict())
-    if [_identity(layer) for layer in now_laid_out] != [_identity(layer) for layer in base.layers]:
+    differing = next((pair for pair in zip_longest(base.layers, now_laid_out) if _differ(*pair)), None)
+    if differing:
+        before, now = map(_shown, differing)
         raise PluginError(
             f"The plugin {base.plugin!r} of {plugins.origin(architecture)} partitions the layers of {base.name!r} "
             f"differently from {base.plugin_version or 'the earlier version'}, which was used when the base was added. "
-            "Install that version of it, and the version of timm that was used then."
+            f"The first that differs: {before} before, {now} now. Install that version of it, and the version of timm "
+            "that was used then."
         )
     return partition
 
 
-def _identity(layer: LayerInfo) -> tuple[str, str, int]:
-    """What of a layer stored tasks depend on; its stage is only a label."""
-    return (layer.name, layer.kind, layer.params)
+def _differ(before: LayerInfo | None, now: LayerInfo | None) -> bool:
+    """Whether stored tasks would mean something else; a layer's stage is only a label."""
+    if before is None or now is None:
+        return True
+    return (before.name, before.kind, before.params) != (now.name, now.kind, now.params)
+
+
+def _shown(layer: LayerInfo | None) -> str:
+    return f"{layer.name} ({layer.kind}, {layer.params:,} parameters)" if layer else "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...plugins.architectures import Architecture
 from ...plugins.manager import PluginManager
-from ..errors import SettingsError, WeightsError, first_line
+from ..errors import PluginError, SettingsError, WeightsError, first_line
 from ..records import InputConfig
 
+logger = logging.getLogger(__name__)
 # What initialisation calls on a tensor that is there; erfinv makes truncated normals of what uniform drew.
 DRAWING = frozenset({torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default, torch.ops.aten.erfinv_.default})
 
@@ -77,6 +79,20 @@ def _from_plugin(builder: Architecture, model: str, arguments: Mapping[str, Any]
         raise WeightsError(
             f"The plugin {builder.name!r} cannot build {model} with {dict(arguments)}: {first_line(error)}"
         ) from error
+
+
+def create_on_meta(plugins: PluginManager, model: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A model without memory or values; on the CPU, with a warning, if a plugin's model cannot be built without."""
+    try:
+        with on_meta():
+            return create(plugins, model, arguments)
+    except (PluginError, WeightsError, NotImplementedError) as error:
+        if plugins.builder(model) is None:
+            raise
+        with torch.random.fork_rng(devices=[]):
+            built = create(plugins, model, arguments)
+        logger.warning("%s So %s was built on the CPU, which takes longer.", error, model)
+        return built
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ..errors import DataError
 from ..folders import scratch
 from ..fresh import with_fresh
 from ..models.bases import LoadedBase, load
-from ..models.build import on_meta
+from ..models.build import create_on_meta
 from ..records import Base, Run, Task, TaskLayer
 from ..store.artifact import Header, is_exact, read_artifact, read_header, stored_params, tensor_bytes
 from ..store.files import checksum, file_size, sha256
@@ -156,8 +156,9 @@ class _Attempt:
 
     def _layers(self, draft: Draft) -> tuple[TaskLayer, ...]:
         sizes = tensor_bytes(draft.path)
-        with on_meta():
-            partition = self.base.partition(self.base.build(len(self.header.classes)))
+        record = self.base.record
+        arguments = {**record.arguments, "num_classes": len(self.header.classes)}
+        partition = self.base.partition(create_on_meta(self.base.plugins, record.model, arguments))
         tensors = {layer.name: layer.tensors for layer in (*partition.layers, *partition.norms)}
         return tuple(
             replace(layer, bytes=sum(sizes.get(name, 0) for name in tensors[layer.name])) for layer in self.task.layers
