@@ -120,6 +120,13 @@ class PluginManager:
         owner = self._found.architectures.owners[architecture.name]
         return f"{owner.distribution} {owner.version}"
 
+    def package(self, kind: str, name: str) -> str:
+        """The package that brought a ``method`` or ``encoding`` (a form), with its version; empty if nobody did."""
+        shelves: dict[str, Shelf[Any]] = {"method": self._found.methods, "encoding": self._found.encodings}
+        shelf = shelves[kind]
+        owner = shelf.owners.get(name)
+        return f"{owner.distribution} {owner.version}" if owner else ""
+
     def method(self, name: str) -> Method:
         """The method of this name. Raises PluginError if there is none."""
         return self._found.methods.get(name)
@@ -280,7 +287,11 @@ class _BoundRegistrar:
 
     def architecture(self, architecture: Architecture) -> None:
         self._take(self.found.architectures, architecture, Architecture)
-        _require_own_models(architecture)
+        if architecture.models:
+            import timm
+
+            if taken := [model for model in architecture.models if timm.is_model(model.partition(".")[0])]:
+                raise PluginError(f"it builds {', '.join(taken)}, and timm has models of these names: choose others")
 
     def method(self, method: Method) -> None:
         from .methods import Method
@@ -326,12 +337,6 @@ def _annotations(contract: type) -> frozenset[str]:
 
 def _require_own_models(architecture: Architecture) -> None:
     """Raises PluginError if it builds a model under a name that is timm's."""
-    if not architecture.models:
-        return
-    import timm
-
-    if taken := [model for model in architecture.models if timm.is_model(model.partition(".")[0])]:
-        raise PluginError(f"it builds {', '.join(taken)}, which timm has a model of that name for: choose another name")
 
 
 def _taken_apart(name: str) -> tuple[str, bool]:

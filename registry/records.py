@@ -160,6 +160,7 @@ class Task:
         classes: in the order of the head's outputs.
         input: what its images are turned into.
         common: name of the set of tasks that it has tensors in common with; empty if none.
+        packages: of its method and each form, with their versions: ``{"method taps": "taps-registry 0.1.0"}``.
         layers: what its artifact holds; empty in listings.
     """
 
@@ -181,6 +182,7 @@ class Task:
     input: InputConfig | None = None
     created: datetime | None = None
     common: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[TaskLayer, ...] = ()
 
 

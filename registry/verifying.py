@@ -182,6 +182,7 @@ def _artifact(context: Context, seen: _Seen, task: Task, base_digest: str) -> It
         "preprocessing": (header.config(), task.input),
         "method": (header.method, task.method),
         "encoding": (header.encoding, task.encoding),
+        "packages": (dict(header.packages) if task.packages else {}, dict(task.packages)),
         "shared object": (header.common, seen.shared.get(task.name, "")),
         "bytes": (size, task.bytes),
         "open layers": (sum(gate.open for gate in header.layers), task.open_layers),

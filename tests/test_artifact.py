@@ -339,7 +339,7 @@ def test_an_encoding_that_is_not_installed_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     change(tmp_path / "a", entry("conv.bias", encoding="int5"))
     with pytest.raises(
-        PluginError, match=r"no encoding 'int5'. There are: 1bit, bf16, bf16-values, centre, float8-changes, fp16, fp32"
+        PluginError, match=r"a holds tensors in the form 'int5' of an unknown package, which was not found\. Install it"
     ):
         read(tmp_path / "a")
 

@@ -430,9 +430,9 @@ def test_a_registry_of_an_earlier_revision_is_upgraded_with_all_that_is_in_it(
     with catalog.connect_to_write() as connection:
         command.downgrade(schema.alembic_config(connection), revision)
     catalog.close()
-    with pytest.raises(SchemaError, match=rf"has revision {revision}, .* r0003\. Type: taps-registry upgrade"):
+    with pytest.raises(SchemaError, match=rf"has revision {revision}, .* r0004\. Type: taps-registry upgrade"):
         Registry.open(home)
-    assert Registry.upgrade(home) == (revision, "r0003")
+    assert Registry.upgrade(home) == (revision, "r0004")
     with Registry.open(home) as opened:
         assert opened.task("task").digest == before.digest
         assert (opened.base("base").plugin_version == "") == (revision == "r0001")

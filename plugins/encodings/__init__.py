@@ -29,7 +29,10 @@ class Form(Guarded, ABC):
 
     kind: ClassVar[str] = "form"
     returns: ClassVar[dict[str, str]] = {"decode": "torch:Tensor", "encode": "builtins:dict", "nbytes": "builtins:int"}
-    blames: ClassVar[dict[str, tuple[type[Exception], ...]]] = {"decode": (ValueError,)}
+    blames: ClassVar[dict[str, tuple[type[Exception], ...]]] = {
+        "decode": (ValueError,),
+        "factors": (ValueError,),
+    }
 
     name: str
     summary: str

@@ -208,7 +208,7 @@ class OfFactors(Shortcut):
         gradients = found if self.bias is None else _without_biases(found)
         trained = [both for both in zip(factors, gradients, strict=True) if both[0].requires_grad]  # one may be frozen
         if trained:
-            torch.autograd.backward(*map(list, zip(*trained, strict=True)))
+            torch.autograd.backward([factor for factor, _ in trained], [gradient for _, gradient in trained])
         if self.bias is not None:
             self.bias.grad = torch.empty_like(self.bias)
             for (rows, _), gradient in zip(self.factors, found[2::3], strict=True):

@@ -191,6 +191,9 @@ class ArtifactRow(Row):
     settings: Mapped[dict[str, Any]] = mapped_column(JsonSettings)
     run_id: Mapped[str | None] = mapped_column(ForeignKey("taps_runs.id", ondelete="SET NULL"), index=True)
     created: Mapped[datetime] = mapped_column(default=now)
+    packages: Mapped[dict[str, Any]] = mapped_column(
+        default=dict, server_default="{}", comment="package and version of its method and of each form"
+    )
 
 
 CURRENT = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Row, Select, select
@@ -26,6 +26,7 @@ class Published:
         checksum: BLAKE3 of its file.
         metrics: of the stored artifact.
         common: what the task trained for others too, an object of its own.
+        packages: as in the artifact's header.
     """
 
     digest: str
@@ -42,6 +43,7 @@ class Published:
     settings: dict[str, Any]
     layers: Sequence[TaskLayer]
     common: PublishedCommon | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 def reserve(session: Session, name: str, base: str) -> TaskRow:
@@ -146,6 +148,7 @@ def _add_version(session: Session, task: TaskRow, made: Published, run: str | No
         bytes=made.bytes,
         metrics=made.metrics,
         settings=made.settings,
+        packages=dict(made.packages),
         run_id=run,
     )
     session.add(artifact)
@@ -255,6 +258,7 @@ def _current() -> Select[*tuple[Any, ...]]:
             ArtifactRow.params_head,
             ArtifactRow.metrics,
             ArtifactRow.settings,
+            ArtifactRow.packages,
             ArtifactRow.run_id,
             ArtifactRow.created,
         )
@@ -296,6 +300,7 @@ def record(found: Row[*tuple[Any, ...]], layers: Iterable[TaskLayer] = ()) -> Ta
         params=Params(found.params_weights, found.params_norms, found.params_head),
         metrics=found.metrics,
         settings=found.settings,
+        packages=found.packages,
         run=found.run_id,
         input=InputConfig.from_json(found.input) if found.input else None,
         created=found.created,

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
-from ...plugins.encodings import Codec, Encoding, Form
+from ...plugins.encodings import COMPRESSED, Codec, Encoding, Form
 from ...plugins.encodings.products import ThinProduct
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
@@ -88,6 +88,7 @@ class Header:
         tensors: by state-dict name; ``name[0:64]`` for rows of one.
         extension: arguments of the method's ``extend``, if it adds modules to the model.
         common: digest of the object that holds those tensors of them that several tasks have in common.
+        packages: of the method and each form, with their versions: ``{"method taps": "taps-registry 0.1.0"}``.
     """
 
     base: str
@@ -99,6 +100,7 @@ class Header:
     tensors: Mapping[str, Entry]
     extension: Mapping[str, Any] = field(default_factory=dict)
     common: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -113,8 +115,8 @@ class Header:
         entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
         gates = tuple(Gate(**gate) for gate in raw["layers"])
         made = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
-        if not isinstance(made.extension, dict):
-            raise ValueError("extension must be an object")
+        if not (isinstance(made.extension, dict) and isinstance(made.packages, dict)):
+            raise ValueError("extension and packages must be objects")
         for text in (made.base, made.method, made.encoding, made.common, *made.classes, *(gate.name for gate in gates)):
             if not isinstance(text, str):
                 raise ValueError(f"names of base, method, encoding, classes and layers must be strings, not {text!r}")
@@ -165,7 +167,8 @@ def write_artifact(
         draft.put(name, *_smaller(form, factors.parts, original, encoding, plugins), original)
     told = [state for state in delta.layers if state.open or state.score is not None]
     gates = tuple(Gate(state.name, state.open, state.score) for state in told)
-    made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, **header)
+    brought = packages(plugins, header["method"], encoding.name, draft.entries)
+    made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, packages=brought, **header)
     write_packed(path, draft.tensors, made.to_json())
     return made
 
@@ -190,6 +193,7 @@ def recode_artifact(
         PluginError: if an encoding is not installed.
     """
     with _opened(source) as (header, file):
+        require_forms(source, header, plugins)
         own = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
         draft = _Draft(base, own)
         for name, entry in sorted(header.tensors.items()):
@@ -204,9 +208,36 @@ def recode_artifact(
                 draft.encode(name, value, encoding)
             else:
                 draft.put(name, *_smaller(form, parts, draft.based[name], encoding, plugins), value)
-    made = replace(header, encoding=encoding.name, tensors=draft.entries, format=FORMAT)
+    brought = packages(plugins, header.method, encoding.name, draft.entries, header.packages)
+    made = replace(header, encoding=encoding.name, tensors=draft.entries, packages=brought, format=FORMAT)
     write_packed(path, draft.tensors, made.to_json())
     return made
+
+
+def packages(
+    plugins: PluginManager,
+    method: str,
+    encoding: str,
+    entries: Mapping[str, Entry],
+    before: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """What an artifact says of the packages that it needs; ``before`` has those of one that it is made from."""
+    trained = (before or {}).get(f"method {method}") or plugins.package("method", method)
+    forms = {entry.encoding.removesuffix(COMPRESSED) for entry in entries.values() if entry.encoding}
+    named = {f"form {name}": plugins.package("encoding", name) for name in {*forms, encoding.removesuffix(COMPRESSED)}}
+    return {name: package for name, package in {f"method {method}": trained, **named}.items() if package}
+
+
+def require_forms(path: Path, header: Header, plugins: PluginManager) -> None:
+    """Raises PluginError for the first form that an artifact needs and nobody brings, naming who did."""
+    for name in sorted({entry.encoding for entry in header.tensors.values() if entry.encoding}):
+        inner = name.removesuffix(COMPRESSED)
+        if not plugins.package("encoding", inner):
+            package = header.packages.get(f"form {inner}", "an unknown package")
+            raise PluginError(
+                f"{path.name} holds tensors in the form {inner!r} of {package}, which was not found. Install it; "
+                "`taps-registry plugins` lists what was found."
+            )
 
 
 def factors_of(encoding: Encoding, plugins: PluginManager) -> ThinProduct:
@@ -346,6 +377,7 @@ def read_artifact(
     with _opened(path) as (header, file):
         if header.base != base_digest:
             raise IntegrityError(f"{path} belongs to the base with digest {header.base}, not to {base_digest}.")
+        require_forms(path, header, plugins)
         stored = {
             name: {part: file.tensor(key(name, part)) for part in entry.parts} for name, entry in header.tensors.items()
         }

@@ -31,7 +31,8 @@ WORDS = (  # zlib's dictionary, whose end is cheapest to refer to; another one w
     b"stages.0.blocks.0.attn.qkv.weight[0:384].mlp.fc1.norm1.running_mean.running_varlayer1.0.downsample.conv1.weight"
     b'{"base":"","classes":["","common":"","encoding":"fp32","extension":{},"format":4,"input":{"crop_mode":"center",'
     b'"crop_pct":0.875,1.0,"interpolation":"bicubic","mean":[0.485,0.456,0.406],"size":[3,224,224],"std":[0.229,0.224,'
-    b'0.225]},"layers":[{"name":"","open":true,"score":null},],"method":"taps-rank","tensors":{"fc.bias":{"dtype":'
+    b'0.225]},"layers":[{"name":"","open":true,"score":null},],"method":"taps-rank","packages":{"form '
+    b'fp32":"taps-registry 0.1.0","method taps":"taps-registry 0.1.0"},"tensors":{"fc.bias":{"dtype":'
     b'"float32","encoding":"","part":"weights","parts":[""],"shape":[]},"fc.weight":{"dtype":"float32","encoding":"",'
     b'"part":"head","parts":[""],"shape":[3,2048]}}}\n[["fc.bias","float32",[3]],["fc.weight","float32",[3,2048]]]'
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...plugins.architectures.pieces import Pieces
+from ...plugins.guard import package_of
 from ...plugins.methods.limits import Limit
 from ..amounts import REMAINING, Amount, parse
 from ..catalog import bases, budgets
@@ -154,8 +155,17 @@ def _beside(job: Job, sizes: Mapping[str, int], tensors: Pieces, role: Mapping[s
         tensors={name: entry(name) for name in sizes},
         extension=dict(job.common.arguments) if job.common else {},
         common=f"{digits.getrandbits(256):064x}",
+        packages=_packages(job),
     )
     return text_and_index(header, sizes)
+
+
+def _packages(job: Job) -> dict[str, str]:
+    """As long as an artifact's are likely to be: its method may have a form of its own."""
+    forms = [job.encoding.name, job.encoding.factors, f"{job.method.name}-form"]
+    forms += [job.encoding.vectors.name] if job.encoding.vectors else []
+    brought = package_of(type(job.method))
+    return {f"method {job.method.name}": brought, **{f"form {name}": brought for name in forms}}
 
 
 def _parts(codec: Codec | None, dimensions: int) -> tuple[str, ...]:

@@ -149,6 +149,7 @@ class _Attempt:
             params=replace(task.params, **stored_params(self.header, self.base.plugins)),
             classes=self.header.classes,
             input=self.header.config(),
+            packages=read_header(draft.path).packages,
             metrics=self._metrics(draft),
             settings={**task.settings, **asked},
             layers=self._layers(draft),

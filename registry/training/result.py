@@ -16,7 +16,7 @@ from ..inference.compose import compose
 from ..models.bases import LoadedBase
 from ..models.measure import footprint, roles
 from ..records import InputConfig, TaskLayer
-from ..store.artifact import tensor_bytes, write_artifact
+from ..store.artifact import read_header, tensor_bytes, write_artifact
 from ..store.files import checksum, file_size, sha256
 from ..store.tensors import write_tensors
 from .choosing import choose
@@ -163,6 +163,7 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
         settings=job.settings.as_json(),
         layers=_layers(job, delta, parts, tensor_bytes(path)),
         common=_common(result),
+        packages=read_header(path).packages,
     )
 
 
