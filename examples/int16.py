@@ -8,8 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from taps_registry.plugins import Encoding, Registrar, hookimpl
-from taps_registry.plugins.encodings import expect
+from taps_registry.plugins import Encoding, Registrar, expect, hookimpl
 
 
 class Int16(Encoding):

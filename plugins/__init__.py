@@ -59,18 +59,24 @@ if TYPE_CHECKING:
     from .encodings import Codec as Codec
     from .encodings import Encoding as Encoding
     from .encodings import Form as Form
+    from .encodings import expect as expect
     from .encodings.products import ThinProduct as ThinProduct
     from .methods import Adaptation as Adaptation
     from .methods import Delta as Delta
     from .methods import Factors as Factors
     from .methods import FixedSet as FixedSet
     from .methods import LayerState as LayerState
+    from .methods import Live as Live
     from .methods import Method as Method
     from .methods import MethodSettings as MethodSettings
     from .methods import Size as Size
     from .methods import Stored as Stored
+    from .methods import head_and_norms as head_and_norms
+    from .methods import no_gated_norms as no_gated_norms
     from .methods.reparametrised import Reparametrised as Reparametrised
     from .methods.reparametrised import Unit as Unit
+    from .methods.reparametrised import stored as stored
+    from .methods.reparametrised import units_of as units_of
     from .trackers import RunInfo as RunInfo
     from .trackers import TrackedRun as TrackedRun
     from .trackers import Tracker as Tracker
@@ -87,6 +93,7 @@ __all__ = [
     "Generic",
     "Layer",
     "LayerState",
+    "Live",
     "Method",
     "MethodSettings",
     "Partition",
@@ -103,10 +110,21 @@ __all__ = [
     "TrackedRun",
     "Tracker",
     "Unit",
+    "expect",
+    "head_and_norms",
     "hookimpl",
+    "no_gated_norms",
+    "stored",
+    "units_of",
 ]
 
 _ROOMS = {
+    "units_of": "methods.reparametrised",
+    "stored": "methods.reparametrised",
+    "expect": "encodings",
+    "no_gated_norms": "methods",
+    "head_and_norms": "methods",
+    "Live": "methods",
     "Adaptation": "methods",
     "Codec": "encodings",
     "Delta": "methods",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -513,3 +514,15 @@ def test_a_partition_that_is_wrong_keeps_a_base_out(install: Install, tmp_path: 
 
 def test_suites_are_not_collected_where_they_are_imported() -> None:
     assert [name for name in testing.__all__ if name.startswith("Test")] == []
+
+
+def test_all_that_examples_import_is_at_the_door() -> None:
+    """A stranger's plugin need not know our rooms."""
+    import taps_registry.plugins as door
+
+    root = Path(__file__).resolve().parents[1]
+    texts = [path.read_text() for path in (root / "examples").rglob("*.py")] + [(root / "docs/plugins.md").read_text()]
+    places = {place for text in texts for place in re.findall(r"from (taps_registry\.plugins[\w.]*) import", text)}
+    assert places <= {"taps_registry.plugins", "taps_registry.plugins.testing"}
+    for name in door.__all__:
+        assert getattr(door, name) is not None

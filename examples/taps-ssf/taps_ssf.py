@@ -13,10 +13,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from taps_registry.plugins import Adaptation, Form, Method, MethodSettings, Partition, Registrar, Size, Stored, hookimpl
-from taps_registry.plugins.encodings import expect
-from taps_registry.plugins.methods import Live, head_and_norms, no_gated_norms
-from taps_registry.plugins.methods.reparametrised import Reparametrised, Unit, stored, units_of
+from taps_registry.plugins import (
+    Adaptation,
+    Form,
+    Live,
+    Method,
+    MethodSettings,
+    Partition,
+    Registrar,
+    Reparametrised,
+    Size,
+    Stored,
+    Unit,
+    expect,
+    head_and_norms,
+    hookimpl,
+    no_gated_norms,
+    stored,
+    units_of,
+)
 
 
 class ScaledRows(Form):
