@@ -13,35 +13,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from taps_registry.plugins import (
-    Adaptation,
-    Form,
-    Live,
-    Method,
-    MethodSettings,
-    Partition,
-    Registrar,
-    Reparametrised,
-    Size,
-    Stored,
-    Unit,
-    expect,
-    head_and_norms,
-    hookimpl,
-    no_gated_norms,
-    stored,
-    units_of,
-)
+import taps_registry.plugins as taps
 
 
-class ScaledRows(Form):
+class ScaledRows(taps.Form):
     """``gamma * base``, a factor for each row of the base."""
 
     name = "scaled-rows"
     summary = "the base's weight, each row times a factor"
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        return by_row(expect(parts, "scale", (len(base),), torch.float32), base)
+        return by_row(taps.expect(parts, "scale", (len(base),), torch.float32), base)
 
 
 def by_row(scale: Tensor, weight: Tensor) -> Tensor:
@@ -49,13 +31,13 @@ def by_row(scale: Tensor, weight: Tensor) -> Tensor:
     return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-class ScaledUnit(Unit):
+class ScaledUnit(taps.Unit):
     """A weight that trains as the scales of its rows. Starts as the base's: all ones."""
 
     form = ScaledRows.name
     decays = False  # towards 0 would be away from the base
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: taps.Live) -> None:
         super().__init__(live, {"scale": torch.ones(len(live.base))})
 
     def weight(self) -> Tensor:
@@ -64,45 +46,45 @@ class ScaledUnit(Unit):
     def parts(self) -> dict[str, Tensor]:
         return dict(self.factors)
 
-    def size(self) -> Size:
-        return Size(len(self.live.base), 4 * len(self.live.base))
+    def size(self) -> taps.Size:
+        return taps.Size(len(self.live.base), 4 * len(self.live.base))
 
 
-class Ssf(Method):
+class Ssf(taps.Method):
     """Trains the scales of every layer's rows, its bias, the norms and the head."""
 
     name = "ssf"
     summary = "a scale for each output of a layer, the biases, the norms and the head"
     options = frozenset({"norms", "arguments"})
 
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
+    def check(self, settings: taps.MethodSettings) -> None:
+        taps.no_gated_norms(self, settings)
         if set(settings.arguments) - {"shift"} or not isinstance(settings.arguments.get("shift", True), bool):
             raise ValueError(
                 f"--method ssf takes --method-arg shift=True or shift=False, not {dict(settings.arguments)}."
             )
 
-    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
-        return units_of(self.name, model, partition.layers, ScaledUnit)
+    def units(self, model: nn.Module, partition: taps.Partition) -> list[taps.Unit]:
+        return taps.units_of(self.name, model, partition.layers, ScaledUnit)
 
-    def plain(self, partition: Partition, settings: MethodSettings) -> frozenset[str]:
+    def plain(self, partition: taps.Partition, settings: taps.MethodSettings) -> frozenset[str]:
         """Names of what trains as it is."""
         names = {name for layer in partition.layers for name in layer.tensors if "bias" in name.rpartition(".")[2]}
-        return head_and_norms(partition, settings).union(names if settings.arguments.get("shift", True) else ())
+        return taps.head_and_norms(partition, settings).union(names if settings.arguments.get("shift", True) else ())
 
-    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
-        return stored(self.units(model, partition), self.plain(partition, settings))
+    def least(self, model: nn.Module, partition: taps.Partition, settings: taps.MethodSettings) -> taps.Stored:
+        return taps.stored(self.units(model, partition), self.plain(partition, settings))
 
-    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+    def adapt(self, model: nn.Module, partition: taps.Partition, settings: taps.MethodSettings) -> taps.Adaptation:
         plain = self.plain(partition, settings)
-        return Reparametrised(model, partition, self.units(model, partition), plain, settings)
+        return taps.Reparametrised(model, partition, self.units(model, partition), plain, settings)
 
 
-@hookimpl
-def register_methods(registrar: Registrar) -> None:
+@taps.hookimpl
+def register_methods(registrar: taps.Registrar) -> None:
     registrar.method(Ssf())
 
 
-@hookimpl
-def register_encodings(registrar: Registrar) -> None:
+@taps.hookimpl
+def register_encodings(registrar: taps.Registrar) -> None:
     registrar.encoding(ScaledRows())
