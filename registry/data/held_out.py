@@ -64,7 +64,7 @@ def open_held_out(
     if split not in ("", *SPLITS):
         raise SettingsError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}.")
     found = {name: part.labelled(classes, "which the task does not know") for name, part in read_source(data).items()}
-    groups = _by_use(found, {} if split == ALL else _uses(data, found, trained))
+    groups = _by_use(found, {} if split == ALL else _uses(data, found, trained, split))
     if split == ALL:
         groups[ALL] = [sample for part in found.values() for sample in part.samples]
     taken = split or next((name for name in (TEST, ALL, VAL) if groups[name]), "")
@@ -86,15 +86,19 @@ def _by_use(found: Mapping[str, Split], uses: Mapping[str, str]) -> defaultdict[
     return groups
 
 
-def _uses(data: str, found: Mapping[str, Split], trained: Trained) -> dict[str, str]:
-    """The split that the run had each image in, by file; empty if it had none of these images.
+def _uses(data: str, found: Mapping[str, Split], trained: Trained, split: str) -> dict[str, str]:
+    """The split that the run had each image in, by file; empty if it trained with none of those that are asked for.
+
+    Only then are the run's images read again, which takes as long as before training.
 
     Raises:
         DataError: if the run had some of them, but its images have changed since.
     """
     place = str(trained.settings.get("data", ""))
     before = _files(place)
-    if before and not before & {sample.file for part in found.values() for sample in part.samples}:
+    first = next((name for name in (split, TEST, VAL) if name in found), "")
+    asked = [found[first]] if first in (TEST, VAL) and split in ("", first) else found.values()
+    if before and not before & {sample.file for part in asked for sample in part.samples}:
         return {}
     if not before and ALL not in found:
         return {}
@@ -115,11 +119,12 @@ def _uses(data: str, found: Mapping[str, Split], trained: Trained) -> dict[str, 
 
 
 def _files(data: str) -> set[str]:
-    """The files of the images in a folder; none if there is no such folder now."""
+    """The files in a folder that a run may have trained with; none if there is no such folder now."""
     if not Path(split_reading(data)[1]).is_dir():
         return set()
     try:
-        return {sample.file for part in read_source(data).values() for sample in part.samples}
+        parts = read_source(data)
+        return {sample.file for name in (TRAIN, ALL) if name in parts for sample in parts[name].samples}
     except DataError:
         return set()
 

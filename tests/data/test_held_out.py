@@ -139,3 +139,10 @@ def test_unreadable_images_that_the_run_skipped_are_skipped_again(tmp_path: Path
 def test_a_class_that_the_task_does_not_know_cannot_be_evaluated(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has zebra, which the task does not know\."):
         measured(make_folders(tmp_path, ["dark", "zebra"]))
+
+
+def test_training_images_are_not_read_again_for_a_split_of_its_own(tmp_path: Path) -> None:
+    trained = trained_on(make_splits(tmp_path, ["train", "val", "test"]))
+    (tmp_path / "train" / "grey" / "0.png").write_text("no image any more")
+    assert (measured(tmp_path, trained).split, len(measured(tmp_path, trained).samples)) == ("test", 12)
+    assert len(measured(tmp_path, trained, "val").samples) == 12
