@@ -289,3 +289,47 @@ def test_a_plugin_that_cannot_be_registered_is_listed_with_the_reason_and_harms_
     assert info.distribution == "bad-plugin"
     assert manager.method("taps").name == "taps"
     assert issubclass(PluginError, TapsError)
+
+
+OWN_MODEL = (
+    HEAD
+    + """
+from torch import nn
+import torch
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.scale = float(torch.linspace(0, 1, 3).sum())  # there are no values on the meta device
+        self.body = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, num_classes)
+        self.pretrained_cfg = {"input_size": (3, 32, 32), "classifier": "head"}
+    def forward(self, images):
+        return self.head(self.body(images).mean((2, 3)) * self.scale)
+
+class Own(Generic):
+    name = "own"
+    fallback = False
+    models = ("tiny",)
+    def matches(self, model):
+        return isinstance(model, Tiny)
+    def build(self, model, arguments):
+        return Tiny(arguments.get("num_classes", 2))
+
+@hookimpl
+def register_architectures(registrar):
+    registrar.architecture(Own())
+"""
+)
+
+
+def test_a_model_that_cannot_be_built_on_the_meta_device_is_built_on_the_cpu_and_says_so(
+    install: Install, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("own-plugin", "own", OWN_MODEL)
+    with caplog.at_level(logging.WARNING), Registry.init(tmp_path / "home") as registry:
+        registry.add_base("base", "tiny", random_init=True)
+        assert registry.add_task("task", "base", images, **QUICK, method="full").state == "ready"
+        assert registry.predict("task", [next(images.rglob("*.png"))])
+    notes = {record.getMessage() for record in caplog.records if record.name.startswith("taps_registry")}
+    assert any("'own' of own-plugin 1.0" in note and "was built on the CPU" in note for note in notes), notes
