@@ -206,7 +206,8 @@ class OfFactors(Shortcut):
     def _pass_on(self, found: Gradients) -> None:
         factors = [factor for _, pair in self.factors for factor in pair()]
         gradients = found if self.bias is None else _without_biases(found)
-        trained = [both for both in zip(factors, gradients, strict=True) if both[0].requires_grad]  # one may be frozen
+        pairs = zip(factors, gradients, strict=False)  # behind them may be that of a bias that nobody asks for any more
+        trained = [pair for pair in pairs if pair[0].requires_grad]  # one side may be frozen
         if trained:
             torch.autograd.backward([factor for factor, _ in trained], [gradient for _, gradient in trained])
         if self.bias is not None:
