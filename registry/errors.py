@@ -22,7 +22,8 @@
 
 from __future__ import annotations
 
-from ..plugins.errors import PartitionError, PluginError, TapsError, first_line
+from ..plugins.errors import PartitionError, PluginError, TapsError
+from ..plugins.errors import first_line as first_line
 
 __all__ = [
     "BudgetError",
@@ -41,7 +42,6 @@ __all__ = [
     "TapsError",
     "TrainingError",
     "WeightsError",
-    "first_line",
 ]
 
 

@@ -322,7 +322,7 @@ ERRORS = {
     "add-task new --base base --data nowhere": (7, "There is no folder nowhere."),
     "add-task new --base base --data {images}/dark": (7, "has no class folders"),
     "add-task new --base nonsense --data {images}": (5, "There is no base 'nonsense'."),
-    "predict cars none.png": (7, "none.png cannot be read as an image"),
+    "predict cars none.png": (7, "none.png: No such file or directory"),
     "predict nonsense none.png": (5, "There is no task 'nonsense'."),
     "evaluate cars --data nowhere": (7, "There is no folder nowhere."),
     "evaluate cars --data {images} --device nonsense": (2, "--device nonsense"),
@@ -415,10 +415,12 @@ def test_verify_counts_one_problem_as_one(cli: Cli, copied: Path) -> None:
 
 def test_unreadable_images_are_listed_below_the_error(cli: Cli, home: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "images")
-    (tmp_path / "images" / "dark" / "0.png").write_text("not an image")
+    for name in ("0.png", "1.png"):
+        (tmp_path / "images" / "dark" / name).write_text("not an image")
     result = cli("--home", home, "add-task", "new", "--base", "base", "--data", tmp_path / "images")
     assert result.code == 7
-    assert "Error: 1 of 36 images cannot be read:\n  dark/0.png: " in result.err
+    assert "Error: 2 of 36 images cannot be read:\n  dark/0.png: not an image" in result.err
+    assert "\n  dark/1.png: not an image" in result.err
 
 
 def test_verbose_shows_the_traceback_and_keeps_the_exit_code(home: Path) -> None:

@@ -91,7 +91,7 @@ def test_other_names_are_no_encodings(name: str) -> None:
 def test_a_form_is_found_by_the_name_in_the_header() -> None:
     assert PLUGINS.form("bf16-values+zstd").name == "bf16-values+zstd"
     for name in ("low-rank+zstd", "int4+zstd+zstd", "int5+zstd"):
-        with pytest.raises(PluginError, match="There is no encoding"):
+        with pytest.raises(PluginError, match="There is no form"):
             PLUGINS.form(name)
 
 

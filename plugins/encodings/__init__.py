@@ -30,8 +30,9 @@ class Form(Guarded, ABC):
     kind: ClassVar[str] = "form"
     returns: ClassVar[dict[str, str]] = {"decode": "torch:Tensor", "encode": "builtins:dict", "nbytes": "builtins:int"}
     blames: ClassVar[dict[str, tuple[type[Exception], ...]]] = {
-        "decode": (ValueError,),
-        "factors": (ValueError,),
+        "decode": (ValueError, KeyError),
+        "factors": (ValueError, KeyError),
+        "unpacked": (ValueError, KeyError),
     }
 
     name: str

@@ -7,7 +7,7 @@ import torch
 from ...plugins.architectures.pieces import tensor_of
 from ...plugins.encodings import Codec
 from ...plugins.guard import described
-from ..errors import PluginError
+from ..errors import PluginError, first_line
 from .job import Job
 
 SHAPE = (8, 4, 3, 3)  # of a tensor that encodings are tried on
@@ -48,7 +48,10 @@ def _try_codec(codec: Codec) -> None:
         raise PluginError(
             f"{described(codec)} says in nbytes that a tensor of shape {SHAPE} takes {said} bytes, but it takes {size}."
         )
-    back = codec.decode(parts, base)
+    try:
+        back = codec.decode(parts, base)
+    except (ValueError, KeyError) as error:
+        raise PluginError(f"{described(codec)} does not decode what it encoded: {first_line(error)}.") from error
     if back.dtype != torch.float32 or back.shape != value.shape:
         raise PluginError(
             f"{described(codec)} decodes a tensor of torch.float32 and shape {SHAPE} as one of {back.dtype} and shape "
