@@ -335,10 +335,6 @@ def _annotations(contract: type) -> frozenset[str]:
     return frozenset(name for cls in contract.__mro__ for name in vars(cls).get("__annotations__", ()))
 
 
-def _require_own_models(architecture: Architecture) -> None:
-    """Raises PluginError if it builds a model under a name that is timm's."""
-
-
 def _taken_apart(name: str) -> tuple[str, bool]:
     """The name of an encoding without its ``+zstd``, and whether it had one."""
     return name.removesuffix(COMPRESSED), name.endswith(COMPRESSED)

@@ -28,7 +28,7 @@ def cut_of(delta: Tensor) -> Cut:
     return Cut.of(live)
 
 
-@pytest.mark.parametrize("size", [1e-6, 1e-12, 1e-20, 1.0, 1e12])
+@pytest.mark.parametrize("size", [1e-6, 1e-12, 1e-30, 1.0, 1e12, 1e30])
 @pytest.mark.parametrize("rank", [1, 8, 72])
 def test_a_delta_of_any_size_is_the_product_of_its_directions(size: float, rank: int) -> None:
     delta = small_of_rank(rank, size)
