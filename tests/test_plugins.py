@@ -428,6 +428,7 @@ def test_what_is_neither_matrix_nor_norm_stays_that_of_the_base(manager: PluginM
 
 LAID_OUT_OTHERWISE = (
     r"'strange' of taps-strange 2\.0 partitions the layers of 'base' differently from taps-strange 1\.0, which was used"
+    r" when the base was added\. The first that differs: stem\.conv\S* \(conv, [\d,]+ parameters\) before, stages\S* \("
 )
 
 
@@ -524,5 +525,10 @@ def test_all_that_examples_import_is_at_the_door() -> None:
     texts = [path.read_text() for path in (root / "examples").rglob("*.py")] + [(root / "docs/plugins.md").read_text()]
     places = {place for text in texts for place in re.findall(r"from (taps_registry\.plugins[\w.]*) import", text)}
     assert places <= {"taps_registry.plugins", "taps_registry.plugins.testing"}
+    lines = [
+        line for text in texts for line in re.findall(r"from taps_registry\.plugins import (\([^)]*\)|[^\n]*)", text)
+    ]
+    names = {name for line in lines for name in re.findall(r"\w+", line)}
+    assert {"Encoding", "hookimpl"} <= names <= set(door.__all__)
     for name in door.__all__:
         assert getattr(door, name) is not None

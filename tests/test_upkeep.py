@@ -424,6 +424,13 @@ def test_a_base_that_tasks_are_on_stays(registry: Registry, add: Add) -> None:
     assert registry.bases() == ()
 
 
+def test_a_base_that_a_task_in_training_is_on_stays(registry: Registry, add: Add) -> None:
+    interrupt(add, "begun")
+    with pytest.raises(SettingsError, match=r"The base 'base' is needed by begun\. Remove these tasks first"):
+        registry.remove_base("base")
+    assert [run.task for run in registry.runs()] == ["begun"]
+
+
 def test_a_base_that_is_not_there_cannot_be_removed(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no base 'bse'"):
         registry.remove_base("bse")
