@@ -10,15 +10,16 @@ from .errors import SettingsError
 
 MASK = "***"
 USER = re.compile(r"(://[^/?#@:]*):([^/?#]*)@")
-TOKEN = re.compile(r"(^https?://)([^/?#@:]+)@")  # a name alone is a key there, as code hosts have it
-KEY = re.compile(r"([?&;][^=&;#]*(?:pass|pwd|secret|token|key|credential|signature)[^=&;#]*)=([^&;#]*)", re.IGNORECASE)
+TOKEN = re.compile(r"(^https?://)([^/?#@:]+)@", re.IGNORECASE)  # a name alone is a key there, as code hosts have it
+ARGUMENT = re.compile(r"([?&;#][^=&;#]*)=([^&;#]*)")
+SECRET = re.compile(r"pass|pwd|secret|token|key|credential|sig|auth", re.IGNORECASE)
 
 
 def masked(url: str) -> str:
-    """A URL with what may be a password or a key replaced, in its user or its query."""
+    """A URL with what may be a password or a key replaced, in its user, its query or its fragment."""
     url = USER.sub(rf"\1:{MASK}@", url)
     url = TOKEN.sub(rf"\1{MASK}@", url)
-    return KEY.sub(rf"\1={MASK}", url)
+    return ARGUMENT.sub(lambda match: f"{match[1]}={MASK}" if _is_secret(match) else match[0], url)
 
 
 def without_secrets(text: str, url: str) -> str:
@@ -33,7 +34,7 @@ def check_url(url: str, option: str) -> None:
     try:
         parts = urlsplit(url)
         _ = parts.port
-        sound = "@" not in parts.path + parts.query or not re.match(r"https?|postgres", parts.scheme)
+        sound = not parts.netloc or "@" not in parts.path + parts.query + parts.fragment
     except ValueError:
         sound = False
     if not sound:
@@ -43,8 +44,14 @@ def check_url(url: str, option: str) -> None:
         )
 
 
+def _is_secret(argument: re.Match[str]) -> bool:
+    """Whether an argument's name, or what its value quotes, speaks of a secret: ODBC's whole string is one value."""
+    return bool(SECRET.search(unquote(argument[0])))
+
+
 def _secrets(url: str) -> Iterator[str]:
-    for pattern in (USER, TOKEN, KEY):
-        for match in pattern.finditer(url):
-            if match[2] and match[2] != MASK:
-                yield from {match[2], unquote(match[2])}
+    found = [*USER.finditer(url), *TOKEN.finditer(url), *filter(_is_secret, ARGUMENT.finditer(url))]
+    for secret in (match[2] for match in found if match[2] and match[2] != MASK):
+        yield from {secret, unquote(secret)}
+        if unquote(secret) != secret:
+            yield from _secrets(f"?{unquote(secret)}")

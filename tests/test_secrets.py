@@ -37,6 +37,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and its libraries'
         ("https://me:S3cret@host/mlflow", "https://me:***@host/mlflow"),
         ("https://S3cret@host/mlflow", "https://***@host/mlflow"),
         ("http://host/mlflow?access_token=S3cret#top", "http://host/mlflow?access_token=***#top"),
+        ("HTTPS://S3cret@host/mlflow", "HTTPS://***@host/mlflow"),
+        ("https://host/mlflow?sig=S3cret&auth=S3cret", "https://host/mlflow?sig=***&auth=***"),
+        ("http://host/mlflow?p%61ssword=S3cret", "http://host/mlflow?p%61ssword=***"),
+        ("http://host/mlflow#token=S3cret", "http://host/mlflow#token=***"),
+        ("postgresql://db/taps?options=-cpassword%3DS3cret", "postgresql://db/taps?options=***"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3DS3cret", "mssql+pyodbc:///?odbc_connect=***"),
         ("http://me:a@S3cret@host", "http://me:***@host"),
         ("sqlite:////srv/me@home/a:b.db", "sqlite:////srv/me@home/a:b.db"),
         ("postgresql://me@db/taps", "postgresql://me@db/taps"),
@@ -51,9 +57,20 @@ def test_passwords_in_urls_are_masked(url: str, shown: str) -> None:
 def test_what_a_library_says_is_repeated_without_the_password() -> None:
     url = "postgresql://me:S3%20cret@db/taps?sslpassword=Other1"
     assert without_secrets("no S3 cret, no S3%20cret, no Other1 for me", url) == "no ***, no ***, no *** for me"
+    url = "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3DS3cret%3B"
+    assert without_secrets("login of me with S3cret failed", url) == "login of me with *** failed"
 
 
-@pytest.mark.parametrize("url", ["http://me:S3/cret@host", "http://me:S3#cret@host", "https://me:S3?cret@host/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:S3/cret@host",
+        "http://me:S3#cret@host",
+        "https://me:S3?cret@host/x",
+        "mysql+pymysql://me:1/S3cret@host/db",
+        "http://me:1#S3cret@host",
+    ],
+)
 def test_a_malformed_url_is_not_repeated(url: str) -> None:
     with pytest.raises(SettingsError, match="The URL of --tracking-uri is malformed") as caught:
         check_url(url, "--tracking-uri")
