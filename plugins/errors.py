@@ -15,7 +15,11 @@ class TapsError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    try:
+        said = str(error).strip()
+    except Exception:  # noqa: BLE001  (a stranger's class may not even be able to say what it is)
+        said = ""
+    return (said or type(error).__name__).splitlines()[0]
 
 
 class PluginError(TapsError):

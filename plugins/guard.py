@@ -36,7 +36,12 @@ class Guarded:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in _contract(cls):
-            own = cls.__dict__.get(name)
+            owner = next(parent for parent in cls.__mro__ if name in vars(parent))
+            if owner is not cls and issubclass(owner, Guarded):
+                continue  # the contract's own, or wrapped when that class was made
+            own = vars(owner)[name]
+            if isinstance(own, staticmethod):
+                own = _of_no_object(own.__func__)
             if isinstance(own, FunctionType) and not getattr(own, "__isabstractmethod__", False):
                 setattr(cls, name, _guarded(own))
 
@@ -50,6 +55,15 @@ def _contract(cls: type[Guarded]) -> frozenset[str]:
         for name, member in vars(parent).items()
         if callable(member) and not name.startswith("_")
     )
+
+
+def _of_no_object(function: Callable[..., Any]) -> FunctionType:
+    @wraps(function)
+    def call(self: object, *arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+    assert isinstance(call, FunctionType)
+    return call
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:

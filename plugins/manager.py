@@ -15,7 +15,7 @@ import pluggy
 from . import spec
 from .architectures import Architecture, Partition
 from .encodings import COMPRESSED, Codec, Encoding, Form
-from .errors import PartitionError, PluginError
+from .errors import PartitionError, PluginError, first_line
 from .guard import described, remember
 from .trackers import Tracker
 
@@ -252,10 +252,12 @@ class _Found:
             plugin = point.load()
             self.pluggy.register(plugin, name=point.name)
             registrar, hooks = self._ask(point.name)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code must not stop the others)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  (a stranger's code must not stop the others)
             if self.pluggy.has_plugin(point.name):
                 self.pluggy.unregister(name=point.name)
-            said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {first_line(error)}"
             self.infos.append(replace(info, state=f"failed: {said}"))
             return
         for shelf, name, item in registrar.brought:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -143,7 +144,7 @@ def require_outside(path: Path) -> Path:
         SettingsError: if it is inside a registry, whose files only the registry may write.
     """
     with disk_errors(f"write {path}"):
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # resolve() of a link to itself raises what is no OSError
         inside = next((folder for folder in real.parents if (folder / "registry.json").is_file()), None)
     if inside and (inside / "objects").is_dir():
         raise SettingsError(f"{path} is inside the registry {inside}. Choose a file outside of it.")

@@ -252,3 +252,19 @@ def test_files_have_the_permissions_of_the_umask(house: House, images: Path, tmp
     (tmp_path / "out.safetensors").chmod(0o640)
     house.registry.export("densenet-taps", tmp_path / "out.safetensors")
     assert stat.S_IMODE((tmp_path / "out.safetensors").stat().st_mode) == 0o640
+
+
+def test_what_a_link_leads_to_is_written_and_a_device_is_not_replaced(
+    house: House, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "real.csv").touch()
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    house.registry.evaluate("densenet-taps", images, predictions=tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text().startswith("image,class")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(StorageError, match=r"pipe\.csv: it is there, and is not a file"):
+        house.registry.evaluate("densenet-taps", images, predictions=tmp_path / "pipe.csv")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises((StorageError, SettingsError)):
+        house.registry.export("densenet-taps", tmp_path / "loop" / "x.safetensors")

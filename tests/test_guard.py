@@ -90,6 +90,30 @@ def test_every_contract_is_guarded(contract: type) -> None:
             vars(made)[name](made.__new__(made))
 
 
+def test_methods_of_a_mixin_and_static_ones_are_guarded() -> None:
+    class Mixin:
+        def least(self, model: Any, partition: Any, settings: Any) -> Any:
+            return 1 / 0
+
+    class Mixed(Mixin, HeadOnly):
+        @staticmethod
+        def extension(settings: Any) -> Any:
+            return 1 / 0
+
+    for call in (lambda: Mixed().least(None, None, None), lambda: Mixed().extension(None)):
+        with pytest.raises(PluginError, match=r"failed in (least|extension): ZeroDivisionError"):
+            call()
+
+
+def test_an_error_that_cannot_say_what_it_is_is_told_by_its_name() -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    with pytest.raises(PluginError, match="failed in least: MuteError"):
+        least(MuteError())
+
+
 def test_built_in_plugins_are_of_this_package() -> None:
     assert package_of(HeadOnly) == "taps-registry 0.1.0"
     assert described(HeadOnly()) == "The method 'head-only' of taps-registry 0.1.0"
@@ -198,6 +222,7 @@ GOOD = {"encode": 'return {"": value}', "decode": 'return parts[""]', "nbytes": 
     ("mistake", "said"),
     [
         ({"encode": "raise OSError('x')"}, "failed in encode: OSError: x"),
+        ({"encode": "return {0: value}"}, "a dict of int to Tensor, not of str to Tensor"),
         ({"encode": "return value"}, "returned Tensor from encode, where a dict belongs"),
         ({"decode": "return parts['x']"}, "does not decode what it encoded: 'x'"),
         ({"decode": "return parts[''].double()"}, "float64"),
@@ -273,6 +298,7 @@ BAD_PLUGINS = {
         "it builds resnet18",
     ),
     "an import error": ("import no_such_module", "ModuleNotFoundError"),
+    "an error of its own": ("class Odd(BaseException): pass\nraise Odd('first\\nsecond')", "failed: Odd: first"),
 }
 
 

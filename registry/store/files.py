@@ -41,6 +41,9 @@ def in_place(path: Path) -> Iterator[Path]:
         StorageError: if the disk refuses. ``path`` is then as it was, or whole and new but perhaps not yet safe from a
             power cut; the message says which.
     """
+    path = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
+    if path.exists() and not path.is_file():
+        raise StorageError(f"Cannot write {path}: it is there, and is not a file.")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     outcome = "Nothing was changed."
     try:

@@ -34,12 +34,12 @@ class Following:
         self.draws = tracker.keeps_pictures
         try:
             self._run: TrackedRun | None = tracker.follow(run)
+            self.id = self._run.id
         except Exception as error:  # a stranger's code and somebody's server: anything can come
             raise TrainingError(
                 f"{described(tracker)} could not start tracking the run: {self._said(error)}. "
                 "Fix it, or train with --tracker none."
             ) from error
-        self.id = self._run.id
 
     def parameters(self, values: Mapping[str, object]) -> None:
         """Record settings and facts, nested ones as JSON."""

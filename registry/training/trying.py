@@ -40,9 +40,10 @@ def _try_codec(codec: Codec) -> None:
     base = torch.linspace(-1, 1, torch.Size(SHAPE).numel()).reshape(SHAPE)
     value = base + 0.01 * base.flip(0)
     parts = codec.encode(value, base)
-    strange = [name for name, part in parts.items() if not isinstance(part, torch.Tensor)]
-    if strange:
-        raise PluginError(f"{described(codec)} encodes a tensor as {type(parts[strange[0]]).__name__}.")
+    for name, part in parts.items():
+        if not isinstance(name, str) or not isinstance(part, torch.Tensor):
+            found = f"{type(name).__name__} to {type(part).__name__}"
+            raise PluginError(f"{described(codec)} encodes a tensor as a dict of {found}, not of str to Tensor.")
     size, said = sum(part.nbytes for part in parts.values()), codec.nbytes(SHAPE)
     if size > said or (codec.fixed and size < said):
         raise PluginError(
