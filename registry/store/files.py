@@ -42,11 +42,11 @@ def in_place(path: Path) -> Iterator[Path]:
             power cut; the message says which.
     """
     path = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
-    if path.exists() and not path.is_file():
-        raise StorageError(f"Cannot write {path}: it is there, and is not a file.")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     outcome = "Nothing was changed."
     try:
+        if path.exists() and not path.is_file():
+            raise StorageError(f"Cannot write {path}: it is there, and is not a file.")
         draft.touch()
         mode = (path if path.exists() else draft).stat().st_mode
         yield draft
