@@ -14,8 +14,9 @@ from mlflow.tracking import MlflowClient
 from taps_registry import Registry
 from taps_registry.plugins.trackers.mlflow import store_uri
 from taps_registry.registry.catalog.engine import Catalog
-from taps_registry.registry.errors import SettingsError, StorageError, TrainingError
+from taps_registry.registry.errors import Interrupted, SettingsError, StorageError, TrainingError
 from taps_registry.registry.secrets import check_url, masked, without_secrets
+from taps_registry.registry.training.progress import EpochResult, Progress
 from taps_registry.registry.training.settings import TaskSettings
 
 Add = Callable[..., object]
@@ -81,6 +82,19 @@ def test_a_malformed_url_is_not_repeated(url: str) -> None:
 def test_a_malformed_database_is_not_repeated(url: str) -> None:
     with pytest.raises(SettingsError, match="not a database URL") as caught:
         Catalog(url)
+    assert "S3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql+foo://me:S3cret@127.0.0.1:1/taps", "There is no driver postgresql"),
+        ("postgresql://me:S3cret@127.0.0.1:1/taps?foo=bar", "not available: invalid connection option"),
+    ],
+)
+def test_a_driver_or_an_argument_that_does_not_exist_is_one_line(url: str, said: str) -> None:
+    with pytest.raises((SettingsError, StorageError), match=said) as caught, Catalog(url).read():
+        pass
     assert "S3cret" not in str(caught.value)
 
 
@@ -151,7 +165,71 @@ def test_a_registry_that_was_moved_keeps_its_pictures_inside(registry: Registry,
         assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["scores.png"]
 
 
+def test_a_moved_registry_keeps_its_pictures_inside_with_a_database_outside_too(
+    registry: Registry, images: Path, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'outside.db'}"
+    quick = {"epochs": 1, "workers": 0, "augment": "none", "tracking_uri": uri}
+    registry.add_task("one", "base", images, **quick)
+    registry.close()
+    home = registry.home.rename(tmp_path / "moved")
+    with Registry.open(home) as moved:
+        moved.add_task("two", "base", images, **quick)
+    assert not registry.home.exists()
+    assert len(pictures(home)) == 2
+    client = MlflowClient(uri)
+    for run in client.search_runs([client.get_experiment_by_name("taps-registry/base").experiment_id]):
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["scores.png"]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_run_resumed_in_a_moved_registry_keeps_its_picture_inside(
+    registry: Registry, add: Add, tmp_path: Path, outside: bool
+) -> None:
+    class Stop(Progress):
+        def epoch(self, result: EpochResult) -> None:
+            raise KeyboardInterrupt
+
+    uri = f"sqlite:///{tmp_path / 'outside.db'}" if outside else ""
+    with pytest.raises(Interrupted):
+        add("one", tracker="mlflow", tracking_uri=uri, epochs=2, progress=Stop())
+    assert pictures(registry.home) == []
+    registry.close()
+    home = registry.home.rename(tmp_path / "moved")
+    with Registry.open(home) as moved:
+        moved.resume_task("one")
+    assert not registry.home.exists()
+    assert len(pictures(home)) == 1
+
+
+def test_registries_that_share_a_database_leave_each_others_pictures_alone(
+    registry: Registry, images: Path, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'outside.db'}"
+    quick = {"epochs": 1, "workers": 0, "augment": "none", "tracking_uri": uri}
+    registry.add_task("one", "base", images, **quick)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("taps-registry/base").experiment_id])
+    with Registry.init(tmp_path / "other") as other:
+        other.add_base("base", "test_resnet", random_init=True, input_size=32)
+        other.add_task("two", "base", images, **quick)
+    assert client.get_run(run.info.run_id).info.artifact_uri == run.info.artifact_uri
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["scores.png"]
+
+
 # Servers
+
+
+@pytest.mark.parametrize("uri", ["postgresql+psycopg://me:S3cret@127.0.0.1:1/taps", "sqlite:///{folder}"])
+def test_a_database_that_cannot_be_opened_is_told_within_seconds(
+    registry: Registry, add: Add, tmp_path: Path, uri: str
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(TrainingError, match=r"the database does not answer: .*--tracker none") as caught:
+        add("one", tracker="mlflow", tracking_uri=uri.format(folder=tmp_path))
+    assert time.monotonic() - begun < 20
+    assert "S3cret" not in str(caught.value)
+    assert registry.tasks() == ()
 
 
 def test_a_tracking_server_that_is_not_there_is_told_within_seconds_and_before_training(
@@ -164,11 +242,16 @@ def test_a_tracking_server_that_is_not_there_is_told_within_seconds_and_before_t
     assert registry.tasks() == ()
 
 
-def test_a_server_that_accepts_and_never_answers_is_not_waited_for(registry: Registry, add: Add) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "said"), [("http", "no answer from"), ("postgresql+psycopg", "the database does not answer")]
+)
+def test_a_server_that_accepts_and_never_answers_is_not_waited_for(
+    registry: Registry, add: Add, scheme: str, said: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        uri = f"http://me:S3cret@127.0.0.1:{server.getsockname()[1]}/mlflow"
+        uri = f"{scheme}://me:S3cret@127.0.0.1:{server.getsockname()[1]}/mlflow"
         begun = time.monotonic()
-        with pytest.raises(TrainingError, match="no answer from") as caught:
+        with pytest.raises(TrainingError, match=said) as caught:
             add("one", tracker="mlflow", tracking_uri=uri)
     assert time.monotonic() - begun < 30
     assert "S3cret" not in str(caught.value)

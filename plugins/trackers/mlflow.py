@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import url2pathname, urlopen
 
-from sqlalchemy import URL, NullPool, create_engine, text
+from sqlalchemy import URL, NullPool, create_engine, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from ..spec import Registrar, hookimpl
 from . import RunInfo, TrackedRun, Tracker
@@ -25,14 +26,18 @@ if TYPE_CHECKING:
 
 PREFIX = "taps-registry/"
 WEB = ("http://", "https://")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 PATIENCE = 5  # seconds for a server to answer before training
+PATIENCE_OF = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mssql": "timeout"}  # what drivers call it
 HTTP = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": 10,
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 2,
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": 1,
 }
+OUR_EXPERIMENTS = "SELECT experiment_id, artifact_location FROM experiments WHERE name LIKE :ours"
+OUR_RUNS = "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = :number"
 MOVE_EXPERIMENT = "UPDATE experiments SET artifact_location = :here WHERE experiment_id = :number"
-MOVE_RUNS = "UPDATE runs SET artifact_uri = :here || substr(artifact_uri, :length) WHERE experiment_id = :number"
+MOVE_RUN = "UPDATE runs SET artifact_uri = :here WHERE run_uuid = :run"
 STATES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -42,23 +47,39 @@ def store_uri(home: Path) -> str:
     return URL.create("sqlite+pysqlite", database=str(home / "mlflow" / "mlflow.db")).render_as_string()
 
 
-def settle(home: Path) -> None:
-    """Let the store inside a registry know where it is now: MLflow keeps whole paths, and a registry may be moved."""
-    if not (home / "mlflow" / "mlflow.db").exists():
+def settle(home: Path, uri: str = "", resumed: str | None = None) -> None:
+    """Let a store know where the registry is now: MLflow keeps whole paths, and a registry may be moved.
+
+    Other registries may share a database outside. There, only paths to folders that are gone are replaced, and those of
+    runs only if the run is this registry's: its files are here, or it is about to go on.
+
+    Args:
+        home: the registry's folder.
+        uri: of a database outside; empty for the store inside.
+        resumed: MLflow's id of the run that is about to go on, if one is.
+    """
+    if not uri and not (home / "mlflow" / "mlflow.db").exists():
         return
-    engine = create_engine(store_uri(home), poolclass=NullPool)
     here = artifacts_uri(home)
+    engine = create_engine(uri or store_uri(home), poolclass=NullPool)
     with engine.begin() as connection:
-        known = connection.execute(
-            text("SELECT experiment_id, artifact_location FROM experiments WHERE name LIKE :ours"),
-            {"ours": f"{PREFIX}%"},
-        ).all()
-        for number, there in known:
-            if there == here:
-                continue
-            row = {"number": number, "here": here, "length": len(there) + 1}
-            connection.execute(text(MOVE_EXPERIMENT), row)
-            connection.execute(text(MOVE_RUNS), row)
+        if not inspect(connection).has_table("experiments"):
+            return
+        for number, there in connection.execute(text(OUR_EXPERIMENTS), {"ours": f"{PREFIX}%"}).all():
+            for run, path in connection.execute(text(OUR_RUNS), {"number": number}).all():
+                ours = run == resumed or (home / "mlflow" / "artifacts" / run).is_dir()
+                if path != f"{here}/{run}/artifacts" and (not uri or (ours and _is_gone(path))):
+                    connection.execute(text(MOVE_RUN), {"run": run, "here": f"{here}/{run}/artifacts"})
+            if there != here and (not uri or _is_gone(there, above=2)):  # the registry that began it
+                connection.execute(text(MOVE_EXPERIMENT), {"number": number, "here": here})
+
+
+def _is_gone(uri: str, above: int = 0) -> bool:
+    """Whether a URI names a folder of this machine that is not there, or that many folders above it."""
+    if not uri.startswith("file:"):
+        return False
+    path = Path(url2pathname(urlsplit(uri).path))
+    return not (path, *path.parents)[above].exists()
 
 
 def artifacts_uri(home: Path) -> str:
@@ -113,7 +134,8 @@ class MlflowTracker(Tracker):
             _require_answer(run.uri)
         else:
             (run.home / "mlflow").mkdir(exist_ok=True)
-            settle(run.home)
+        if not run.uri or run.uri.startswith(DATABASES):
+            settle(run.home, run.uri, run.resumed)
         client = MlflowClient(tracking_uri=run.uri or store_uri(run.home))
         if run.resumed:
             client.update_run(run.resumed, status="RUNNING")
@@ -157,8 +179,28 @@ def _require_answer(uri: str) -> None:
         variable = getattr(environment_variables, name)
         if not variable.is_set():
             variable.set(value)
-    if not uri.startswith(WEB):
-        return
+    if uri.startswith(DATABASES):
+        _require_database(uri)
+    elif uri.startswith(WEB):
+        _require_server(uri)
+
+
+def _require_database(uri: str) -> None:
+    """Connect once: MLflow itself would try for minutes, even with a wrong password."""
+    url = make_url(uri)
+    backend = url.get_backend_name()
+    if backend == "sqlite" and not Path(url.database or "").parent.is_dir():
+        return  # MLflow makes the folder
+    patience = {PATIENCE_OF[backend]: PATIENCE} if backend in PATIENCE_OF else {}
+    arguments = {name: value for name, value in patience.items() if name not in url.query}
+    try:
+        create_engine(url, poolclass=NullPool, connect_args=arguments).connect().close()
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ConnectionError(f"the database does not answer: {reason}") from error
+
+
+def _require_server(uri: str) -> None:
     parts = urlsplit(uri)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     place = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}"

@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
     DatabaseError,
     DataError,
     InvalidRequestError,
+    NoSuchModuleError,
     NotSupportedError,
     ProgrammingError,
 )
@@ -49,6 +50,10 @@ class Catalog:
         except ModuleNotFoundError as error:
             raise SettingsError(
                 f"The driver for {self.address} is not installed ({error}). Type: pip install 'taps-registry[postgres]'"
+            ) from error
+        except NoSuchModuleError as error:
+            raise SettingsError(
+                f"There is no driver {self.url.drivername}. Leave the driver out: {self.url.get_backend_name()}://..."
             ) from error
         if self.engine.dialect.name == "sqlite":
             if self.url.database and not writable(Path(self.url.database)):
@@ -99,16 +104,22 @@ class Catalog:
         try:
             yield
         except (ValueError, TypeError, LookupError, AttributeError, InvalidRequestError, *MISTAKES) as error:
+            if isinstance(error, DatabaseError) and error.statement is None:  # of connecting: the URL's arguments
+                raise self._unavailable(error) from error
             self._require_sound(error)
             raise
         except DatabaseError as error:
-            url = self.url.render_as_string(hide_password=False)
-            reason = without_secrets(str(error.orig).strip().splitlines()[0], url)
-            if "database is locked" in reason:
-                raise BusyError(
-                    f"Another process has been writing to {self.address} for {BUSY_SECONDS} seconds. Try again."
-                ) from error
-            raise StorageError(f"The catalog at {self.address} is not available: {reason}") from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: DatabaseError) -> BusyError | StorageError:
+        """What a database says, in one line and without passwords."""
+        url = self.url.render_as_string(hide_password=False)
+        reason = without_secrets(str(error.orig).strip().splitlines()[0], url)
+        if "database is locked" in reason:
+            return BusyError(
+                f"Another process has been writing to {self.address} for {BUSY_SECONDS} seconds. Try again."
+            )
+        return StorageError(f"The catalog at {self.address} is not available: {reason}")
 
     def _require_sound(self, error: Exception) -> None:
         """Raises IntegrityError if something in the catalog is not what belongs there, which may well be the reason."""
