@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -148,7 +149,7 @@ def pictures(home: Path) -> list[Path]:
 
 
 def test_a_registry_that_was_moved_keeps_its_pictures_inside(registry: Registry, images: Path, tmp_path: Path) -> None:
-    quick = {"epochs": 1, "workers": 0, "augment": "none"}
+    quick: dict[str, Any] = {"epochs": 1, "workers": 0, "augment": "none"}
     registry.add_task("one", "base", images, **quick)
     before = pictures(registry.home)
     registry.close()
@@ -169,7 +170,7 @@ def test_a_moved_registry_keeps_its_pictures_inside_with_a_database_outside_too(
     registry: Registry, images: Path, tmp_path: Path
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'outside.db'}"
-    quick = {"epochs": 1, "workers": 0, "augment": "none", "tracking_uri": uri}
+    quick: dict[str, Any] = {"epochs": 1, "workers": 0, "augment": "none", "tracking_uri": uri}
     registry.add_task("one", "base", images, **quick)
     registry.close()
     home = registry.home.rename(tmp_path / "moved")
@@ -206,7 +207,7 @@ def test_registries_that_share_a_database_leave_each_others_pictures_alone(
     registry: Registry, images: Path, tmp_path: Path
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'outside.db'}"
-    quick = {"epochs": 1, "workers": 0, "augment": "none", "tracking_uri": uri}
+    quick: dict[str, Any] = {"epochs": 1, "workers": 0, "augment": "none", "tracking_uri": uri}
     registry.add_task("one", "base", images, **quick)
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("taps-registry/base").experiment_id])
