@@ -218,6 +218,11 @@ def test_registries_that_share_a_database_leave_each_others_pictures_alone(
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["scores.png"]
 
 
+def test_the_folder_of_a_database_outside_is_made(registry: Registry, add: Add, tmp_path: Path) -> None:
+    add("one", tracker="mlflow", tracking_uri=f"sqlite:///{tmp_path}/new/folder/outside.db")
+    assert (tmp_path / "new" / "folder" / "outside.db").is_file()
+
+
 # Servers
 
 

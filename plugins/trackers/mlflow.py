@@ -58,10 +58,11 @@ def settle(home: Path, uri: str = "", resumed: str | None = None) -> None:
         uri: of a database outside; empty for the store inside.
         resumed: MLflow's id of the run that is about to go on, if one is.
     """
-    if not uri and not (home / "mlflow" / "mlflow.db").exists():
+    url = make_url(uri or store_uri(home))
+    if _has_no_folder(url) or (not uri and not (home / "mlflow" / "mlflow.db").exists()):
         return
     here = artifacts_uri(home)
-    engine = create_engine(uri or store_uri(home), poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
         if not inspect(connection).has_table("experiments"):
             return
@@ -80,6 +81,11 @@ def _is_gone(uri: str, above: int = 0) -> bool:
         return False
     path = Path(url2pathname(urlsplit(uri).path))
     return not (path, *path.parents)[above].exists()
+
+
+def _has_no_folder(url: URL) -> bool:
+    """Whether a SQLite file's folder is not there yet: MLflow makes it."""
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").parent.is_dir()
 
 
 def artifacts_uri(home: Path) -> str:
@@ -188,9 +194,9 @@ def _require_answer(uri: str) -> None:
 def _require_database(uri: str) -> None:
     """Connect once: MLflow itself would try for minutes, even with a wrong password."""
     url = make_url(uri)
+    if _has_no_folder(url):
+        return
     backend = url.get_backend_name()
-    if backend == "sqlite" and not Path(url.database or "").parent.is_dir():
-        return  # MLflow makes the folder
     patience = {PATIENCE_OF[backend]: PATIENCE} if backend in PATIENCE_OF else {}
     arguments = {name: value for name, value in patience.items() if name not in url.query}
     try:
