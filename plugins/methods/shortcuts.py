@@ -205,8 +205,9 @@ class OfFactors(Shortcut):
 
     def _pass_on(self, found: Gradients) -> None:
         factors = [factor for _, pair in self.factors for factor in pair()]
-        gradients = found if self.bias is None else _without_biases(found)
-        pairs = zip(factors, gradients, strict=False)  # behind them may be that of a bias that nobody asks for any more
+        with_bias = len(found) > len(factors)  # whose own gradient may have turned out to be needed since
+        gradients = _without_biases(found) if with_bias else found
+        pairs = zip(factors, gradients, strict=True)
         trained = [pair for pair in pairs if pair[0].requires_grad]  # one side may be frozen
         if trained:
             torch.autograd.backward([factor for factor, _ in trained], [gradient for _, gradient in trained])

@@ -21,6 +21,7 @@ SYNONYMS = {
     "val": ("val", "validation", "valid"),
     "test": ("test", "testing"),
 }
+OPTIONS = {"train": "--data", "val": "--val-data", "test": "--test-data"}
 CLASSES, SPLITS = "classes", "splits"
 # timm's names for class folders; it would give the same images for every split.
 PLAIN = ("torch/image_folder", "torch/folder")
@@ -100,7 +101,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
         elif split in parts:
             notes.append(
                 f"{folder} left out: the {split} images are taken from {parts[split]}. To take the others: "
-                f"--{split.replace('train', '')}{'-' * (split != 'train')}data {folder}"
+                f"{OPTIONS[split]} {folder}"
             )
         else:
             parts[split] = folder
@@ -117,8 +118,7 @@ def _same_classes(parts: Mapping[str, Path], others: Sequence[Path]) -> bool:
 
 def _classes_note(root: Path, parts: Mapping[str, Path]) -> str:
     """What to say where folders named like splits are classes."""
-    options = {"train": "--data", "val": "--val-data", "test": "--test-data"}
-    named = " ".join(f"{option} {parts[split]}" for split, option in options.items() if split in parts)
+    named = " ".join(f"{option} {parts[split]}" for split, option in OPTIONS.items() if split in parts)
     names = listed(part.name for part in parts.values())
     return f"{names} in {root} taken for classes, since there are others beside. If they are splits: {named}"
 
