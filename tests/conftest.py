@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from taps_registry import Registry
@@ -22,6 +23,9 @@ from taps_registry import Registry
 os.environ.pop("TAPS_REGISTRY_HOME", None)
 os.environ.pop("TAPS_DATABASE_URL", None)
 os.environ.pop("TAPS_DISABLED_PLUGINS", None)
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes is up to the machine
+settings.load_profile("unhurried")
 
 BASE_MODEL = "test_resnet"  # timm's own model for tests
 PIXELS = 32

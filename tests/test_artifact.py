@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -636,6 +636,7 @@ LISTED = st.lists(
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(listed=LISTED, kept=st.booleans(), moved=st.integers(-(2**65), 2**65))
+@example(listed=[(None, "float32", [0])], kept=True, moved=0)
 def test_any_list_of_small_tensors_reads_back_or_is_refused(
     listed: list[Any], kept: bool, moved: int, written: Path, scratch: Path
 ) -> None:

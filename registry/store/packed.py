@@ -133,7 +133,9 @@ def _bundle(file: Any) -> bytes:
 
 def _unbundled(listed: list[tuple[str, str, list[int]]], raw: bytes) -> dict[str, Tensor]:
     """The small tensors, each in memory of its own. Raises ValueError if they are not just what is there."""
-    for _, dtype, shape in listed:
+    for name, dtype, shape in listed:
+        if not isinstance(name, str):
+            raise ValueError(f"the list of small tensors has the name {name!r}")
         if not isinstance(getattr(torch, dtype), torch.dtype):
             raise ValueError(f"the list of small tensors has the dtype {dtype!r}")
         if not all(type(length) is int and length >= 0 for length in shape):
