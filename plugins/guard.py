@@ -17,7 +17,7 @@ from .errors import PluginError, TapsError, first_line
 # Raised wherever the process happens to be when a loader process dies: nobody's mistake here.
 LOADER_DIED = "DataLoader worker"
 
-_packages: dict[str, str] = {}  # by top-level module
+_packages: dict[str, str] = {}  # by module, and by the packages above it that nobody else was in before
 
 
 class Guarded:
@@ -109,16 +109,22 @@ def described(plugin: object) -> str:
 
 def remember(plugin: object, package: str) -> None:
     """Let messages know which package brings the module of a plugin's object, such as ``taps-registry 0.1.0``."""
-    _packages[_top(type(plugin))] = package
+    module, *above = _and_above(type(plugin).__module__)
+    _packages[module] = package
+    for name in above:
+        _packages.setdefault(name, package)
 
 
 def package_of(cls: type) -> str:
     """The distribution that a class comes from, with its version; its module if no distribution has that."""
-    return _packages.get(_top(cls)) or _package(cls.__module__)
+    known = (_packages[name] for name in _and_above(cls.__module__) if name in _packages)
+    return next(known, None) or _package(cls.__module__)
 
 
-def _top(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
+def _and_above(module: str) -> list[str]:
+    """A module and the packages it is in, from inside outwards."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -61,14 +61,18 @@ class Shelf(Generic[Contribution]):
     kind: str
     items: dict[str, Contribution] = field(default_factory=dict)
     owners: dict[str, PluginInfo] = field(default_factory=dict)
+    contested: dict[str, str] = field(default_factory=dict)
 
     def put(self, name: str, item: Contribution, owner: PluginInfo) -> None:
-        if name in self.items:
+        """Take one contribution. A name that two packages claim is nobody's: the rest of both stays."""
+        if name in self.owners:
             first = self.owners[name]
-            raise PluginError(
+            self.items.pop(name, None)
+            self.contested[name] = (
                 f"Two plugins bring the {self.kind} {name!r}: {first.name!r} of {first.distribution} and "
                 f"{owner.name!r} of {owner.distribution}. Uninstall one, or name it in $TAPS_DISABLED_PLUGINS."
             )
+            return
         self.items[name] = item
         self.owners[name] = owner
 
@@ -79,6 +83,8 @@ class Shelf(Generic[Contribution]):
 
     def missing(self, name: str, of: type = object, kind: str = "") -> PluginError:
         """The error that names what there is in its place, of a class; ``kind`` is what a user calls that."""
+        if name in self.contested:
+            return PluginError(self.contested[name])
         there = sorted(other for other, item in self.items.items() if isinstance(item, of))
         return PluginError(
             f"There is no {kind or self.kind} {name!r}. There are: {', '.join(there) or 'none'}. "
@@ -222,8 +228,10 @@ class PluginManager:
     @cached_property
     def _found(self) -> _Found:
         found = _Found()
-        for point in _entry_points(self.disabled):
-            found.add(point, disabled=point.name in self.disabled)
+        points = entry_points(group=GROUP)
+        for point in sorted(points, key=lambda point: not _is_ours(point)):
+            rivals = [other for other in points.select(name=point.name) if other.value != point.value]
+            found.add(point, disabled=point.name in self.disabled, rivals=[] if _is_ours(point) else rivals)
         return found
 
 
@@ -238,17 +246,29 @@ class _Found:
         self.methods: Shelf[Method] = Shelf("method")
         self.encodings = Shelf[Form]("encoding")
         self.trackers = Shelf[Tracker]("tracker")
+        self.ours = ""  # the package that brings the built-in ones
         self.packages: dict[Distribution | None, tuple[str, str]] = {}  # parsing metadata takes longer than the rest
 
-    def add(self, point: EntryPoint, *, disabled: bool) -> None:
-        """Load one plugin. One that raises is a ``failed`` line in the list, and nobody else's trouble."""
+    def add(self, point: EntryPoint, *, disabled: bool, rivals: Sequence[EntryPoint] = ()) -> None:
+        """Load one plugin. One that raises is a ``failed`` line in the list, and nobody else's trouble.
+
+        Args:
+            rivals: others that are called the same.
+        """
         if point.dist not in self.packages:
             self.packages[point.dist] = _distribution(point)
         info = PluginInfo(point.name, *self.packages[point.dist])
+        if _is_ours(point):
+            self.ours = info.distribution
         if disabled:
             self.infos.append(replace(info, state="disabled"))
             return
+        if self.pluggy.has_plugin(point.name) and not rivals:
+            return  # one plugin, found twice on the path
         try:
+            if rivals:
+                others = " and ".join(sorted({_distribution(rival)[0] for rival in rivals}))
+                raise PluginError(f"{others} brings a plugin of this name too: uninstall one of them")
             plugin = point.load()
             self.pluggy.register(plugin, name=point.name)
             registrar, hooks = self._ask(point.name)
@@ -289,6 +309,10 @@ class _BoundRegistrar:
 
     def architecture(self, architecture: Architecture) -> None:
         self._take(self.found.architectures, architecture, Architecture)
+        if isinstance(architecture.models, str):
+            raise PluginError(
+                f"the models of its architecture {architecture.name} must be a set of names, not one name"
+            )
         if architecture.models:
             import timm
 
@@ -319,6 +343,9 @@ class _BoundRegistrar:
                 raise PluginError(f"the {attribute} of its {shelf.kind} {type(item).__name__} must be one line of text")
         if not NAME.fullmatch(name):
             raise PluginError(f"its {shelf.kind} is called {name!r}: use letters, digits, '.', '_' and '-'")
+        first = shelf.owners.get(name)
+        if first and first.distribution == self.found.ours:
+            raise PluginError(f"it brings the {shelf.kind} {name!r}, which {first.distribution} has already")
         self.brought.append((shelf, name, item))
 
     def described(self) -> tuple[str, ...]:
@@ -342,17 +369,8 @@ def _taken_apart(name: str) -> tuple[str, bool]:
     return name.removesuffix(COMPRESSED), name.endswith(COMPRESSED)
 
 
-def _entry_points(disabled: frozenset[str]) -> list[EntryPoint]:
-    """Our group's entry points; two packages that give theirs one name are an error, unless it is disabled."""
-    points: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        first = points.setdefault(point.name, point)
-        if first.value != point.value and point.name not in disabled:
-            raise PluginError(
-                f"Two packages bring a plugin named {point.name!r}: {_distribution(first)[0]} and "
-                f"{_distribution(point)[0]}. Uninstall one of them."
-            )
-    return list(points.values())
+def _is_ours(point: EntryPoint) -> bool:
+    return point.value.startswith(f"{GROUP}.")
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 
 from taps_registry import Registry
+from taps_registry.cli.main import main
 from taps_registry.registry.data.pixels import read_rgb
 from taps_registry.registry.data.transforms import evaluation_transform
 from taps_registry.registry.errors import NotFoundError, SettingsError, StorageError
@@ -236,6 +238,20 @@ def test_an_object_of_the_store_is_not_exported_onto(registry: Registry, images:
     for path in (target, tmp_path / "out.safetensors"):
         with pytest.raises(SettingsError, match="is inside the registry"):
             registry.export("one", path)
+
+
+def test_a_report_is_not_written_inside_a_registry(registry: Registry) -> None:
+    result = CliRunner().invoke(main, ["--home", str(registry.home), "report", "-o", str(registry.home / "x.html")])
+    assert isinstance(result.exception, SettingsError)
+    assert "is inside the registry" in str(result.exception)
+    assert not (registry.home / "x.html").exists()
+
+
+@pytest.mark.parametrize("name", [b"a\xff.safetensors", b"a\xff.pt2"])
+def test_a_name_that_is_not_utf_8_is_refused_in_one_line(house: House, tmp_path: Path, name: bytes) -> None:
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        house.registry.export("densenet-taps", tmp_path / os.fsdecode(name))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])

@@ -175,6 +175,8 @@ def register_methods(registrar):
         ("def least(self, model, partition, settings): return 3", "returned int from least"),
         ("def adapt(self, model, partition, settings): 1 / 0", "failed in adapt: ZeroDivisionError"),
         ("def adapt(self, model, partition, settings): pass", "returned NoneType from adapt"),
+        ("def least(self, model, partition, settings): return Stored(None)", "failed in least: TypeError"),
+        ("def extension(self, settings): return {'x': {1, 2}}", "from extension what JSON cannot hold"),
         ("def tensors(self, model, partition, settings): return ['ghost.weight']", "ghost.weight"),
         ("def tensors(self, model, partition, settings): return partition.norm_tensors()", "does not store the head"),
     ],
@@ -229,6 +231,7 @@ GOOD = {"encode": 'return {"": value}', "decode": 'return parts[""]', "nbytes": 
         ({"decode": "return parts[''].flatten()"}, "shape"),
         ({"nbytes": "return '4'"}, "returned str from nbytes"),
         ({"nbytes": "return 4"}, "nbytes"),
+        ({"encode": "base.zero_(); return {'': value}"}, "writes into the base's tensor in encode"),
     ],
 )
 def test_an_encodings_mistake_is_found_before_training(
@@ -289,6 +292,11 @@ BAD_PLUGINS = {
         "class A(Generic):\n    name='a/b'\n@hookimpl\ndef register_architectures(registrar): "
         "registrar.architecture(A())",
         "is called 'a/b'",
+    ),
+    "one name for models": (
+        "class A(Generic):\n    name='a'\n    models='mine'\n@hookimpl\n"
+        "def register_architectures(registrar): registrar.architecture(A())",
+        "must be a set of names, not one",
     ),
     "an unknown hook": ("@hookimpl\ndef register_method(registrar): pass", "implements register_method, but the hooks"),
     "no hook": ("def register_methods(registrar): pass", "it implements no hook"),

@@ -155,11 +155,13 @@ def test_the_choice_between_two_plugins_can_be_made_by_name(install: Install, tm
         assert {layer.stage for layer in chosen.layers} == {"somewhere"}
 
 
-def test_two_plugins_that_bring_one_name_are_an_error_that_names_both_distributions(install: Install) -> None:
+def test_a_name_that_two_plugins_bring_is_nobodys_and_the_error_names_both(install: Install) -> None:
     install("first-dist", "first", TRACKER.format(name="same"))
     install("second-dist", "second", TRACKER.format(name="same"))
+    manager = PluginManager()
+    assert manager.tracker("none").name == "none"
     with pytest.raises(PluginError, match="the tracker 'same'") as caught:
-        PluginManager().tracker("none")
+        manager.tracker("same")
     assert "'first' of first-dist" in str(caught.value)
     assert "'second' of second-dist" in str(caught.value)
     assert "$TAPS_DISABLED_PLUGINS" in str(caught.value)
@@ -174,17 +176,30 @@ def test_a_clash_ends_when_one_of_the_two_is_disabled(install: Install) -> None:
     assert by_name(manager)["second"].state == "active"
 
 
-def test_a_plugin_cannot_replace_a_built_in_one_in_silence(install: Install) -> None:
+def test_a_plugin_cannot_replace_a_built_in_one(install: Install) -> None:
     install("first-dist", "first", TRACKER.format(name="mlflow"))
-    with pytest.raises(PluginError, match=r"the tracker 'mlflow'.*taps-registry"):
-        PluginManager().plugins()
+    manager = PluginManager()
+    assert by_name(manager)["first"].state == "failed: it brings the tracker 'mlflow', which taps-registry has already"
+    assert type(manager.tracker("mlflow")).__module__.startswith("taps_registry.")
 
 
-def test_two_packages_with_one_entry_point_name_are_an_error_that_names_both(install: Install) -> None:
+def test_two_packages_with_one_entry_point_name_both_fail_and_harm_nobody(install: Install) -> None:
     install("first-dist", "same", TRACKER.format(name="one"))
     install("second-dist", "same", TRACKER.format(name="two"))
-    with pytest.raises(PluginError, match=r"plugin named 'same': (first-dist and second|second-dist and first)-dist"):
-        PluginManager().plugins()
+    manager = PluginManager()
+    states = {info.distribution: info.state for info in manager.plugins() if info.name == "same"}
+    assert states == {
+        "first-dist": "failed: second-dist brings a plugin of this name too: uninstall one of them",
+        "second-dist": "failed: first-dist brings a plugin of this name too: uninstall one of them",
+    }
+    assert manager.tracker("none").name == "none"
+
+
+def test_a_package_cannot_take_the_entry_point_name_of_a_built_in_plugin(install: Install) -> None:
+    install("first-dist", "mlflow", TRACKER.format(name="one"))
+    states = {info.distribution: info.state for info in PluginManager().plugins() if info.name == "mlflow"}
+    assert states["taps-registry"] == "active"
+    assert states["first-dist"].startswith("failed: taps-registry brings a plugin of this name")
 
 
 @pytest.mark.parametrize(

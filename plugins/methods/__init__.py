@@ -120,6 +120,10 @@ class Stored:
     tensors: frozenset[str]
     factors: Mapping[str, Size] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in (*self.tensors, *self.factors)):
+            raise TypeError("Stored takes names of tensors")
+
 
 @dataclass(frozen=True)
 class Factors:

@@ -34,10 +34,15 @@ def export(composed: Composed, base: Base, path: Path) -> str:
         The Python that loads it.
 
     Raises:
-        SettingsError: for another ending, a path inside a registry, or a checkpoint of a model that timm cannot build.
+        SettingsError: for another ending, a name that is not UTF-8, a path inside a registry, or a checkpoint of a
+            model that timm cannot build.
         StorageError: if the disk refuses.
     """
     require_outside(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"{path} has a name that is not UTF-8, which timm and torch cannot load.") from error
     if path.suffix == ".pt2":
         return _program(composed, base, path)
     if path.suffix != ".safetensors":

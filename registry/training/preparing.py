@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ...plugins.guard import described
 from ...plugins.methods import Method
 from ..catalog import common as sets
 from ..context import Context
 from ..data.splits import open_data
-from ..errors import IntegrityError, SettingsError
+from ..errors import IntegrityError, PluginError, SettingsError
 from ..home import check_name
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
@@ -139,6 +141,10 @@ def _extend(
     arguments = method.extension(settings.for_method(0.0))
     if not arguments:
         return None
+    try:
+        json.dumps(arguments)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{described(method)} returned from extension what JSON cannot hold: {error}.") from error
     name = settings.common or method.name
     with context.catalog.read() as session:
         found = sets.find(session, record.name, name)

@@ -39,7 +39,10 @@ def _try_method(job: Job) -> None:
 def _try_codec(codec: Codec) -> None:
     base = torch.linspace(-1, 1, torch.Size(SHAPE).numel()).reshape(SHAPE)
     value = base + 0.01 * base.flip(0)
-    parts = codec.encode(value, base)
+    given = base.clone()
+    parts = codec.encode(value, given)
+    if not torch.equal(given, base):
+        raise PluginError(f"{described(codec)} writes into the base's tensor in encode.")
     for name, part in parts.items():
         if not isinstance(name, str) or not isinstance(part, torch.Tensor):
             found = f"{type(name).__name__} to {type(part).__name__}"
