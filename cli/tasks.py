@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 ENCODINGS = (
-    "fp32 (exact), bf16, fp16, int8, int4, int3, 1bit, lowrank or a plugin's, each also with +zstd; auto: the "
+    "fp32 (exact), bf16, fp16, int8, int4, int3, svd or a plugin's, each also with +zstd; auto: the "
     "smallest within --encoding-tolerance"
 )
 

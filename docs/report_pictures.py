@@ -36,7 +36,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits-int8": ("digits", {**GATED, "encoding": "int8"}),
     "greek": ("greek", GATED),
     "greek-budget": ("greek", {**ADDING, "method": "taps", "budget": "10%"}),
-    "greek-lora": ("greek", {**GATED, "method": "taps-lora"}),
+    "greek-lora": ("greek", {**ADDING, "method": "lora"}),
     "greek-sparse": ("greek", {**GATED, "sparsity": 6.0}),
 }
 

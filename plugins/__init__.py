@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .encodings import Encoding as Encoding
     from .encodings import Form as Form
     from .encodings import expect as expect
-    from .encodings.products import ThinProduct as ThinProduct
+    from .encodings.low_rank import LowRankForm as LowRankForm
     from .methods import Adaptation as Adaptation
     from .methods import Delta as Delta
     from .methods import Factors as Factors
@@ -94,6 +94,7 @@ __all__ = [
     "Layer",
     "LayerState",
     "Live",
+    "LowRankForm",
     "Method",
     "MethodSettings",
     "Partition",
@@ -106,7 +107,6 @@ __all__ = [
     "Stage",
     "Stored",
     "TapsError",
-    "ThinProduct",
     "TrackedRun",
     "Tracker",
     "Unit",
@@ -140,7 +140,7 @@ _ROOMS = {
     "RunInfo": "trackers",
     "Size": "methods",
     "Stored": "methods",
-    "ThinProduct": "encodings.products",
+    "LowRankForm": "encodings.low_rank",
     "TrackedRun": "trackers",
     "Tracker": "trackers",
     "Unit": "methods.reparametrised",

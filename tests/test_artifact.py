@@ -157,7 +157,7 @@ def test_bf16_halves_the_bytes_of_weights_and_norms_and_keeps_the_head(tmp_path:
         assert tensor_bytes(tmp_path / "half") == {name: half.tensor(name).nbytes for name in ROLES}
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp16", "int8", "int4", "int3", "1bit", "int4+zstd"])
+@pytest.mark.parametrize("name", ["bf16", "fp16", "int8", "int4", "int3", "int4+zstd"])
 def test_a_variance_stays_what_it_is_nearly_and_above_zero(tmp_path: Path, name: str) -> None:
     """As a value: a delta of 1e-6 beside a base of 1000 would be lost, or come out below zero."""
     variances = torch.tensor([1e-6, 1000.0, 0.5, 3e38])
@@ -183,7 +183,7 @@ def test_a_variance_stays_what_it_is_nearly_and_above_zero(tmp_path: Path, name:
         assert (off.abs() <= moved.abs() / 16 + 1e-6).all()
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "int3", "1bit"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int3"])
 def test_vectors_and_norms_of_earlier_artifacts_are_read(tmp_path: Path, form: str) -> None:
     """They stored vectors exactly under the encoding's name, and norms as they are."""
     write(tmp_path / "a")

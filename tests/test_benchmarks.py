@@ -150,10 +150,10 @@ def test_a_rank_is_chosen_for_a_share_of_the_base(plan: run.Plan, tmp_path: Path
 
 @pytest.mark.usefixtures("here")
 def test_a_re_encoded_result_comes_from_the_trained_one_whatever_was_before(plan: run.Plan, tmp_path: Path) -> None:
-    both = replace(CONTENDERS["full"], recoded=("1bit", "fp16"))
+    both = replace(CONTENDERS["full"], recoded=("int3", "fp16"))
     run.run(replace(plan, contenders=[both]), tmp_path / "rows.csv", 1)
     trained, bits, halves = rows.read(tmp_path / "rows.csv")
-    assert [row.recoded for row in (trained, bits, halves)] == ["", "1bit", "fp16"]
+    assert [row.recoded for row in (trained, bits, halves)] == ["", "int3", "fp16"]
     assert bits.apart < halves.apart < trained.apart
     assert halves.test == pytest.approx(trained.test, abs=0.05)  # not so if it came from single bits
     assert trained.bytes == trained.header + trained.apart + 4 * trained.head

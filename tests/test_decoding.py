@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from taps_registry.plugins.encodings import Encoding
-from taps_registry.plugins.encodings.factors import PACKED, PlainLowRank
-from taps_registry.plugins.encodings.lowrank import LowRank
+from taps_registry.plugins.encodings.low_rank import PACKED, PlainLowRank
+from taps_registry.plugins.encodings.svd import Svd
 from taps_registry.plugins.manager import PluginManager
 
 SHAPE = (24, 6, 3, 3)
 RANK = 5
 KNOWN = {
-    "1bit": "e24817b5414efcf9",
-    "1bit vectors": "cfd69a3bb54ca9e3",
     "bf16": "d2b530e42192f611",
     "bf16 vectors": "f16645afcf509824",
     "fp16": "721ec2a0537e24a3",
@@ -30,8 +28,8 @@ KNOWN = {
     "int4 vectors": "cfd69a3bb54ca9e3",
     "int8": "8e419cb58020677e",
     "int8 vectors": "f16645afcf509824",
-    "lowrank": "98ddfd615d63cf97",
-    "lowrank vectors": "f16645afcf509824",
+    "svd": "32b568e15718f52b",
+    "svd vectors": "f16645afcf509824",
     "low-rank": "d73ff3328c51b882",
     "low-rank-int8": "32b568e15718f52b",
     "low-rank-int4": "22bfbf965d44b6a4",
@@ -53,11 +51,9 @@ def decoded(name: str) -> Tensor:
     if name in ("low-rank", *PACKED):
         form = PACKED.get(name) or PlainLowRank()
         return form.decode(form.parts(numbers(24, RANK, seed=3), numbers(RANK, 54, seed=5)), base)
-    if name == "lowrank":  # which factors an encoder finds is its machine's affair
-        codes = {"up": numbers(RANK, 24, seed=3), "down": numbers(RANK, 54, seed=5)}
-        parts = {part: (127 * factor).round().to(torch.int8) for part, factor in codes.items()}
-        scales = {f"{part}-scale": numbers(RANK, seed=9).abs() / 3 for part in codes}
-        return LowRank().decode({**parts, **scales}, base)
+    if name == "svd":  # which factors an encoder finds is its machine's affair
+        parts = PACKED["low-rank-int8"].parts(numbers(24, RANK, seed=3), numbers(RANK, 54, seed=5))
+        return Svd().decode(parts, base)
     encoding, _, vectors = name.partition(" ")
     codec: Encoding = plugins.encoding(encoding)
     if vectors:

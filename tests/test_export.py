@@ -53,7 +53,6 @@ FOLDING: dict[str, dict[str, Any]] = {
     "full": {},
     "hard-sharing": {"share": "top"},
     "lora": {},
-    "taps-lora": {"rank": 2, "granularity": "block"},
     "rcm": {},
     "parallel-adapter": {"norms": "frozen"},
     "diff-pruning": {"keep": 0.02},

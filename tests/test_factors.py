@@ -16,7 +16,7 @@ from torch.nn import functional
 from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.vit import VisionTransformer
 from taps_registry.plugins.encodings import Form
-from taps_registry.plugins.encodings.factors import PlainLowRank
+from taps_registry.plugins.encodings.low_rank import PlainLowRank
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Method, MethodSettings
 from taps_registry.plugins.methods.diff_pruning import DiffPruning, DiffPruningAdaptation, Sparse
@@ -25,7 +25,6 @@ from taps_registry.plugins.methods.parallel_adapter import Centre, ParallelAdapt
 from taps_registry.plugins.methods.piggyback import Masked, Piggyback
 from taps_registry.plugins.methods.rcm import Modulated, Rcm
 from taps_registry.plugins.methods.reparametrised import Reparametrised, Unit
-from taps_registry.plugins.methods.taps_lora import TapsLora, TapsLoraAdaptation
 from taps_registry.registry.errors import PluginError
 
 HALF_ULP = 2.0**-24  # the relative error of one rounding to float32
@@ -407,116 +406,6 @@ def hard(gate: Tensor) -> Tensor:
     return hard_concrete(gate, torch.tensor(0.5))
 
 
-# TAPS on low-rank deltas
-
-
-def gated(told: MethodSettings, closed: tuple[str, ...] = ()) -> TapsLoraAdaptation:
-    adaptation = adapted(TapsLora(), told)
-    assert isinstance(adaptation, TapsLoraAdaptation)
-    adaptation.scores.penalised = True
-    with torch.no_grad():
-        for index, group in enumerate(adaptation.groups):
-            if group[0].name in closed:
-                adaptation.scores.values[index] = -0.05 if index % 2 else 0.05
-    adaptation.after_step()
-    assert [state.name for state in adaptation.layer_states() if not state.open] == [*closed]
-    return adaptation
-
-
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("closed", [(), ("strided", "grouped", "linear")])
-def test_scores_of_low_rank_deltas_follow_the_gradient_of_the_paper(closed: tuple[str, ...]) -> None:
-    """``<G, (alpha / r) B A> + (lambda / L) sign(s)``, for closed gates as for open ones."""
-    told = MethodSettings(rank=2, alpha=3.0, sparsity=0.7)
-    adaptation, (images, labels) = gated(told, closed), batch()
-    tower = adaptation.model
-    functional.cross_entropy(tower(images), labels).backward()
-    adaptation.after_backward()
-    adaptation.before_step(lr=0.0)
-
-    scores = adaptation.scores.values.detach().clone().requires_grad_()
-    leaves = leaves_of(adaptation.units)
-    weights = {}
-    for unit, score in zip(adaptation.units, scores, strict=True):
-        own, rank = leaves[unit.live.name], min(2, len(unit.live.base), unit.live.base[0].numel())
-        delta = (3.0 / rank * own["up"] @ own["down"]).reshape(unit.live.base.shape)
-        weights[unit.live.name] = unit.live.base + Step.apply(score, score >= 0.1) * delta
-    loss = functional.cross_entropy(functional_call(tower, weights, (images,)), labels)
-    (loss + 0.7 / len(scores) * scores.abs().sum()).backward()
-    assert adaptation.scores.values.grad is not None
-    torch.testing.assert_close(adaptation.scores.values.grad, scores.grad, rtol=1e-9, atol=1e-13)
-    assert (scores.grad - 0.7 / len(scores) * scores.detach().sign()).abs().min() > 1e-7
-    for unit in adaptation.units:
-        for part, factor in unit.factors.items():
-            expected = leaves[unit.live.name][part].grad
-            if unit.live.name.removesuffix(".weight") in closed:
-                assert factor.grad is None
-                assert not expected.any()
-            else:
-                torch.testing.assert_close(factor.grad, expected, rtol=1e-9, atol=1e-13)
-
-
-@pytest.mark.usefixtures("double")
-def test_the_score_of_a_block_has_the_gradients_of_its_layers_in_sum() -> None:
-    built = timm.create_model("test_vit", num_classes=3, img_size=32)
-    grads = {}
-    for granularity in ("layer", "block"):
-        torch.manual_seed(1)
-        told = MethodSettings(rank=2, sparsity=0.0, granularity=granularity)
-        partition = VisionTransformer().partition(built)
-        adaptation = TapsLora().adapt(built, partition, told)
-        assert isinstance(adaptation, TapsLoraAdaptation)
-        stir(adaptation)
-        functional.cross_entropy(built(torch.randn(3, 3, 32, 32)), torch.arange(3)).backward()
-        adaptation.after_backward()
-        adaptation.before_step(lr=0.0)
-        assert adaptation.scores.values.grad is not None
-        grads[granularity] = adaptation.scores.values.grad.tolist()
-        for unit in adaptation.units:
-            unit.live.value.copy_(unit.live.base)
-    by_block = [grads["layer"][0], *(sum(grads["layer"][1 + 6 * block : 7 + 6 * block]) for block in range(6))]
-    assert grads["block"] == pytest.approx(by_block, rel=1e-9)
-    assert min(map(abs, by_block)) > 1e-6
-
-
-def test_a_closed_low_rank_gate_computes_with_the_base_to_the_last_bit_and_reopens_to_the_last_bit() -> None:
-    adaptation = gated(MethodSettings(rank=2))
-    unit = adaptation.units[2]
-    trained = unit.live.value.clone()
-    assert not torch.equal(trained, unit.live.base)
-    for score in (0.0999, -3.0):
-        with torch.no_grad():
-            adaptation.scores.values[2] = score
-        adaptation.after_step()
-        assert same_bits(unit.live.value, unit.live.base)
-        assert unit not in adaptation.active()
-    with torch.no_grad():
-        adaptation.scores.values[2] = 0.1
-    adaptation.after_step()
-    assert same_bits(unit.live.value, trained)
-    assert unit in adaptation.active()
-
-
-@pytest.mark.parametrize("optimiser", [torch.optim.AdamW, torch.optim.SGD])
-def test_momentum_and_decay_do_not_move_the_factors_of_a_closed_gate(optimiser: type[torch.optim.Optimizer]) -> None:
-    adaptation, (images, labels) = gated(MethodSettings(rank=2, weight_decay=0.1)), batch()
-    options = {"momentum": 0.9} if optimiser is torch.optim.SGD else {}
-    made = optimiser(adaptation.parameter_groups(), lr=0.01, **options)
-    for number in range(3):
-        functional.cross_entropy(adaptation.model(images), labels).backward()
-        adaptation.after_backward()
-        if number == 1:
-            with torch.no_grad():
-                adaptation.scores.values[3] = 0.0
-            adaptation.after_step()
-            before = [factor.detach().clone() for factor in adaptation.units[3].factors.values()]
-        adaptation.before_step(lr=0.01)
-        made.step()
-        made.zero_grad()
-        adaptation.after_step()
-    assert all(torch.equal(f, old) for f, old in zip(adaptation.units[3].factors.values(), before, strict=True))
-
-
 # Training starts at the base, decays towards it, and the pace of masks
 
 
@@ -526,7 +415,6 @@ STARTS: dict[str, Method] = {
     "parallel-adapter": ParallelAdapter(),
     "piggyback": Piggyback(),
     "diff-pruning": DiffPruning(),
-    "taps-lora": TapsLora(),
 }
 
 
@@ -701,7 +589,7 @@ def test_pruned_weights_decode_to_the_values_in_effect_to_the_last_bit() -> None
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_factor_that_does_not_train_gets_no_gradient_and_the_other_gets_its_own(frozen: str, steps: int) -> None:
     """On CPUs the first step is the long way, and further ones take shortcuts."""
-    told = MethodSettings(lr=1e-3, rank=2, alpha=2.0, epochs=1, factors=PlainLowRank())
+    told = MethodSettings(lr=1e-3, rank=2, alpha=2.0, epochs=1, low_rank_form=PlainLowRank())
     made = []
     for _ in range(2):
         torch.manual_seed(3)

@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from taps_registry import Registry
-from taps_registry.plugins.encodings import Form, products
-from taps_registry.plugins.encodings.factors import PlainLowRank
+from taps_registry.plugins.encodings import Form
+from taps_registry.plugins.encodings import exact_product as module
+from taps_registry.plugins.encodings.exact_product import exact_product
+from taps_registry.plugins.encodings.low_rank import PlainLowRank
 from taps_registry.plugins.encodings.packing import pack
-from taps_registry.plugins.encodings.products import exact_product
 from taps_registry.plugins.methods.diff_pruning import Sparse, sparse_parts
 from taps_registry.plugins.methods.parallel_adapter import Centre
 from taps_registry.plugins.methods.piggyback import Masked
@@ -100,7 +101,7 @@ def test_matrix_products_are_the_same_bits_in_any_order(
 def test_matrix_products_are_the_same_bits_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = torch.randn(20, 5), torch.randn(5, 70)
     whole = exact_product(left, right)
-    monkeypatch.setattr(products, "BLOCK", block)
+    monkeypatch.setattr(module, "BLOCK", block)
     assert same_bits(exact_product(left, right), whole)
 
 

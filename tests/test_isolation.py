@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from taps_registry import Registry
-from taps_registry.plugins.encodings.factors import PlainLowRank
+from taps_registry.plugins.encodings.low_rank import PlainLowRank
 from taps_registry.registry.errors import BudgetError, DataError, Interrupted, TapsError, TrainingError
 from taps_registry.registry.inference.compose import compose
 from taps_registry.registry.models import bases
@@ -23,7 +23,6 @@ QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "wor
 DENSENET = {"growth_rate": 8, "block_config": (2, 2)}
 METHODS: dict[str, dict[str, Any]] = {
     "taps": {},
-    "taps-lora": {"rank": 2},
     "head-only": {},
     "norm-only": {},
     "bitfit": {},

@@ -20,12 +20,12 @@ from torch.nn import functional
 from taps_registry import Registry
 from taps_registry.plugins.architectures import Layer, Partition
 from taps_registry.plugins.architectures.resnet import ResNet
-from taps_registry.plugins.encodings.factors import PACKED, PackedLowRank
+from taps_registry.plugins.encodings.low_rank import PACKED, PackedLowRank
 from taps_registry.plugins.methods import Adaptation, MethodSettings, Size, Stored, live_tensors
-from taps_registry.plugins.methods.directions import Cut, choose
 from taps_registry.plugins.methods.gating import Scores
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.low_rank import highest_rank
+from taps_registry.plugins.methods.rank_allocation import Decomposition, allocate_ranks
 from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_rank import FAST, SLOW, RankAdaptation, TapsRank
@@ -93,7 +93,6 @@ CASES: dict[str, dict[str, Any]] = {
     "a share, in blocks": {"budget": "25%", "granularity": "block"},
     "a share, gated norms": {"budget": "10%", "norms": "gated"},
     "less than the norms, gated norms": {"budget": "1%", "norms": "gated"},
-    "a share, low-rank": {"budget": "4%", "method": "taps-lora"},
     "a share, by direction": {"budget": "3%"},
     "a share, by direction, int4": {"budget": "2%", "method": "taps-rank", "encoding": "int4"},
     "a share, by direction, int3": {"budget": "2%", "method": "taps-rank", "encoding": "int3"},
@@ -126,7 +125,7 @@ def test_a_result_never_takes_more_than_its_budget(registry: Registry, add: Add,
     assert registry.verify(deep=True) == ()
 
 
-@pytest.mark.parametrize("method", ["taps", "taps-lora", "taps-rank"])
+@pytest.mark.parametrize("method", ["taps", "taps-rank"])
 def test_a_run_of_one_step_keeps_to_its_budget_too(add: Add, method: str) -> None:
     task = add("task", method=method, budget="5%,80kB", epochs=1, batch_size=64)
     assert task.bytes <= 80_000
@@ -139,7 +138,6 @@ def test_a_run_of_one_step_keeps_to_its_budget_too(add: Add, method: str) -> Non
         ("taps", "20%", "10%"),
         ("taps", "20%", ""),
         ("taps", "", "10%"),
-        ("taps-lora", "5%", "3%"),
         ("taps-rank", "5%", "2%"),
     ],
 )
@@ -401,12 +399,9 @@ def test_gates_are_fixed_and_closed_layers_are_the_base_and_train_no_more() -> N
     opened = {state.name for state in adaptation.layer_states() if state.open}
     assert opened
     assert limit.holds(adaptation.stored())
-    rested = {
-        id(way.module.weight) for way in adaptation.shortcuts if way.trusted
-    }  # their gradients come by a shorter way
     for layer in partition.layers:
         parameter = model.get_parameter(layer.tensors[0])
-        assert parameter.requires_grad == (layer.name in opened and id(parameter) not in rested)
+        assert parameter.requires_grad == (layer.name in opened)
         assert torch.equal(parameter, before[layer.tensors[0]]) == (layer.name not in opened)
     assert all(tensor.numel() == 0 for gate in adaptation.gates for tensor in gate.parked.values()), "deltas are freed"
 
@@ -499,7 +494,6 @@ def test_a_layer_that_has_closed_trains_no_more_while_others_are_still_to_close(
         assert trains.isdisjoint(gate.tensors) is not gate.open
         assert gate.closed_for_good is not gate.open
         assert all(torch.equal(live.value, live.base) is not gate.open for live in gate.trainable())
-    assert not adaptation.shortcuts, "while gates move, every position counts"
 
     again, _, resumed = fitted(Taps(), (share(*bare(), of=0.2),))
     again.load_state_dict(model.state_dict())
@@ -509,7 +503,7 @@ def test_a_layer_that_has_closed_trains_no_more_while_others_are_still_to_close(
 
 def test_several_processes_agree_once_on_what_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each change would cost buckets for all gradients anew. Gates close all the same."""
-    monkeypatch.setattr("taps_registry.plugins.methods.taps.gradients_are_averaged", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     model, _, adaptation = fitted(Taps(), (share(*bare(), of=0.2),))
     assert isinstance(adaptation, TapsAdaptation)
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -594,13 +588,13 @@ def test_a_weight_has_an_eighth_in_factors_before_another_has_less(values: int, 
     def fits(taken: Counter[int]) -> bool:
         return taken[0] * 80 + taken[1] * 140 <= values
 
-    chosen = choose(lives, [1e6, 1.0], [Cut.of(live) for live in lives], fits)
+    chosen = allocate_ranks(lives, [1e6, 1.0], [Decomposition.of(live) for live in lives], fits)
     assert (chosen[0], chosen[1]) == ranks
 
 
 def test_directions_that_cost_most_to_leave_out_are_kept() -> None:
     """Two layers of equal shape: one has two large directions, of the other the gradients are larger."""
-    model, partition, adaptation = fitted(TapsRank(), factors=PACKED["low-rank-int8"])
+    model, partition, adaptation = fitted(TapsRank(), low_rank_form=PACKED["low-rank-int8"])
     weights = [layer.tensors[0] for layer in partition.layers if model.get_parameter(layer.tensors[0]).ndim == 4]
     first, second = (next(name for name in weights if name.startswith(stage)) for stage in ("layer2", "layer3"))
     shapes = [model.get_parameter(name).shape for name in (first, second)]
@@ -652,7 +646,7 @@ def test_a_delta_is_taken_apart_as_by_its_singular_values(shape: tuple[int, int]
     with torch.no_grad():
         live.value.add_(delta)
     delta = live.value - live.base
-    cut = Cut.of(live)
+    cut = Decomposition.of(live)
     torch.testing.assert_close(cut.sizes, torch.linalg.svdvals(delta), rtol=1e-3, atol=0)
     assert cut.vectors.shape == (min(shape), min(shape)), "no more is kept until ranks are chosen"
     up, down = cut.factors(min(shape))
@@ -667,14 +661,14 @@ def test_a_delta_is_taken_apart_as_by_its_singular_values(shape: tuple[int, int]
 def test_directions_of_no_size_can_grow() -> None:
     """Those of a layer that has had no gradient so far: one factor is 0, as at the beginning of LoRA, not both."""
     live = live_tensors(nn.Linear(6, 5), ["weight"])["weight"]
-    up, down = Cut.of(live).factors(3)
+    up, down = Decomposition.of(live).factors(3)
     assert not up.any()
     torch.testing.assert_close(down @ down.T, torch.eye(3))
 
 
 def test_factors_train_after_the_choice_and_closed_layers_stay() -> None:
     limit = Limit(3000, {})
-    model, partition, adaptation = fitted(TapsRank(), (limit,), factors=PACKED["low-rank-int4"])
+    model, partition, adaptation = fitted(TapsRank(), (limit,), low_rank_form=PACKED["low-rank-int4"])
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimiser = torch.optim.AdamW(adaptation.parameter_groups(), lr=1e-3)
     steps(model, adaptation, 12, optimiser)

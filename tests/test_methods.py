@@ -354,15 +354,13 @@ def first_tensors(layer: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("granularity", ["layer", "block"])
 @pytest.mark.parametrize("backbone", ["resnet", "vit"])
-@pytest.mark.parametrize("method", ["taps", "taps-lora"])
 def test_a_method_with_gates_stores_open_layers_norms_and_head(
-    registry_of: Callable[[str], Registry], train: Callable[..., Task], method: str, backbone: str, granularity: str
+    registry_of: Callable[[str], Registry], train: Callable[..., Task], backbone: str, granularity: str
 ) -> None:
-    task = train(backbone, method=method, granularity=granularity, **GATED)
+    task = train(backbone, method="taps", granularity=granularity, **GATED)
     scores = {layer.name: layer.score for layer in task.layers if layer.score is not None}
     opened = {name for name, score in scores.items() if score >= 0.1}
-    formula = whole_layer if method == "taps" else lambda weight: lora(weight, 8)
-    layers = layers_by(formula, backbone)
+    layers = layers_by(whole_layer, backbone)
     assert scores.keys() == layers.keys()
     assert 0 < len(opened) == task.open_layers < task.gated_layers, "all gates alike: the test shows nothing"
     expected = {name: size for name, size in layers.items() if name in opened} | norms_by(backbone)
@@ -487,7 +485,6 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {  # with what their suites lea
     "hard-sharing": ("resnet", {"own": "2"}),
     "lora": ("vit", {"rank": 2}),
     "diff-pruning": ("vit", {"keep": 0.01, "lr": 5e-3, "epochs": 4, "score_lr": 1.0, "sparsity": 50.0}),
-    "taps-lora": ("resnet", {**GATED, "granularity": "block"}),
     "taps-rank": ("vit", {"budget": "10%", "epochs": 10}),
     "taps": ("vit", {**GATED, "granularity": "block"}),
     "vmt-adapter": ("vit", {}),
@@ -497,7 +494,6 @@ RESUMED: dict[str, tuple[str, dict[str, Any]]] = {  # with what their suites lea
 STOPS = {
     "diff-pruning": (1, 2, 3),  # searching, between, refitting
     "taps": (2,),  # gates closed
-    "taps-lora": (2,),
     "taps-rank": (1, 8, 9),  # all trains, the first half is to rest, it rests
 }
 
@@ -530,7 +526,6 @@ LISTENS = {
     "full": set(),
     "hard-sharing": {"share", "own"},
     "lora": {"rank", "alpha", "norms"},
-    "taps-lora": {"sparsity", "penalty", "threshold", "score_lr", "norms", "granularity", "rank", "alpha"},
     "rcm": {"norms"},
     "parallel-adapter": {"norms"},
     "diff-pruning": {"keep", "sparsity", "score_lr", "norms"},
@@ -625,7 +620,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "neither end": ("hard-sharing", {"share": "middle"}, "--share must be one of bottom, top, got 'middle'"),
     "no rank": ("lora", {"rank": 0}, "--rank must be at least 1, got 0"),
     "an endless scale": ("lora", {"alpha": float("inf")}, "--alpha must be a finite number of at least 0, got inf"),
-    "gates of nothing known": ("taps-lora", {"granularity": "model"}, "--granularity must be one of layer, block"),
+    "gates of nothing known": ("taps", {"granularity": "model"}, "--granularity must be one of layer, block"),
 }
 
 

@@ -37,7 +37,6 @@ BUILT_IN = {
     "full": ["method full"],
     "hard-sharing": ["method hard-sharing"],
     "lora": ["method lora"],
-    "taps-lora": ["method taps-lora"],
     "taps-rank": ["method taps-rank"],
     "rcm": ["form modulated", "method rcm"],
     "parallel-adapter": ["form centre", "method parallel-adapter"],
@@ -50,9 +49,8 @@ BUILT_IN = {
     "vectors": ["form bf16-values"],
     "minifloat": ["form float8-changes"],
     "integers": ["encoding int3", "encoding int4", "encoding int8"],
-    "1bit": ["encoding 1bit"],
-    "lowrank": ["encoding lowrank"],
-    "factors": ["form low-rank", "form low-rank-int3", "form low-rank-int4", "form low-rank-int8"],
+    "svd": ["encoding svd"],
+    "low-rank": ["form low-rank", "form low-rank-int3", "form low-rank-int4", "form low-rank-int8"],
     "mlflow": ["tracker mlflow"],
     "csv": ["tracker csv"],
     "none": ["tracker none"],
@@ -239,9 +237,9 @@ def test_a_disabled_plugin_is_listed_and_not_loaded(install: Install) -> None:
         (
             "method",
             "bitfit, diff-pruning, full, hard-sharing, head-only, lora, norm-only, parallel-adapter, piggyback, rcm, "
-            "taps, taps-lora, taps-rank, vmt-adapter, vmt-adapter-lite",
+            "taps, taps-rank, vmt-adapter, vmt-adapter-lite",
         ),
-        ("encoding", "1bit, bf16, fp16, fp32, int3, int4, int8, lowrank"),
+        ("encoding", "bf16, fp16, fp32, int3, int4, int8, svd"),
         ("tracker", "csv, mlflow, none"),
     ],
 )

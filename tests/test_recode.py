@@ -166,8 +166,8 @@ def test_factors_stay_as_they_are_in_an_encoding_that_has_nothing_smaller(regist
 def test_an_encoding_that_names_no_form_of_factors_is_refused_before_training(
     registry: Registry, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Int4, "factors", "int8")
-    with pytest.raises(PluginError, match=r"^int4 puts factors into 'int8', which is not a ThinProduct\.$"):
+    monkeypatch.setattr(Int4, "low_rank_form", "int8")
+    with pytest.raises(PluginError, match=r"^int4 puts factors into 'int8', which is not a LowRankForm\.$"):
         add(registry, trained, "task", method="lora", encoding="int4")
     assert "task" not in {task.name for task in registry.tasks()}
 
@@ -204,7 +204,7 @@ def test_what_was_rounded_stays_rounded_and_that_is_said(registry: Registry) -> 
     ]
 
 
-@pytest.mark.parametrize("name", ["int4", "1bit", "lowrank", "bf16"])
+@pytest.mark.parametrize("name", ["int4", "svd", "bf16"])
 def test_compressing_rounds_nothing_again(registry: Registry, name: str) -> None:
     first, values = registry.recode("full", name), state(registry, "full")
     packed = registry.recode("full", f"{name}+zstd")

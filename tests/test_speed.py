@@ -7,23 +7,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from taps_registry import Registry
-from taps_registry.plugins.methods.taps_rank import RankAdaptation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
 
 from benchmarks.speed import run
-from benchmarks.speed.contenders import Steps
 from benchmarks.speed.files import _from_the_disk
-from benchmarks.speed.jobs import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,24 +75,6 @@ def test_steps_are_compared_before_and_after_what_is_stored_is_fixed(tmp_path: P
     (note,) = (result["note"] for result in found["results"] if "of taps, fixed / of full" in result["what"])
     opened, layers = (int(word) for word in note.split(" layers")[0].split(" of "))
     assert 0 < opened < layers
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
-def test_a_compiled_model_has_its_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come while training, when the model has been compiled already."""
-    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    options = Options("cpu", "fp32", True, ("test_vit",), batch=2, pixels=160, pairs=1, warmup=1, quick=True)
-    spender = Steps(options, "test_vit", "taps-rank")
-    spender.warm_up()
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    spender.fix()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "the step on trial is not compiled for"
-    spender.warm_up()
-    adaptation = spender.trainer.adaptation
-    assert isinstance(adaptation, RankAdaptation)
-    assert adaptation.shortcuts
-    assert all(way.trusted for way in adaptation.shortcuts.values())
 
 
 def test_whole_runs_are_timed_with_each_method_and_with_what_is_recommended(tmp_path: Path) -> None:

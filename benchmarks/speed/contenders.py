@@ -25,7 +25,6 @@ class Steps:
         self.options = options
         self.trainer = Trainer(make_job(options, model, method), Progress(), lambda result: None)
         if options.compile:
-            torch._dynamo.config.skip_nnmodule_hook_guards = False  # shortcuts listen by hooks that come while training
             self.trainer.model = torch.compile(self.trainer.model)
         self.trainer.adaptation.start_epoch(0)
         self.trainer.adaptation.train()
@@ -75,11 +74,8 @@ class Steps:
 
     def _go_to(self, done: float) -> None:
         """Take a step where this share of the run lies behind."""
-        import torch
-
         self.done = round(done * BEYOND)
-        with torch.compiler.set_stance("force_eager"):  # shortcuts are on trial in this step, and compiled after it
-            self()
+        self()
 
     def opened(self) -> str:
         """Which layers train, for the note."""

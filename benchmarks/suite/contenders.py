@@ -64,7 +64,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("taps penalty", {"method": "taps", "sparsity": 1.0, "penalty": "uniform"}),
         Contender("taps penalty by size", {"method": "taps", "sparsity": 1.0, "penalty": "size"}),
         _taps("5%", method="taps"),
-        _taps("10%", method="taps", recoded=("int8", "int4", "int3", "1bit")),
+        _taps("10%", method="taps", recoded=("int8", "int4", "int3")),
         _taps("1%", "int4"),
         _taps("2%", "int4"),
         _taps("2%"),

@@ -99,13 +99,13 @@ class Encoding(Codec):
 
     Attributes:
         vectors: what norms, and weights of fewer dimensions, are put into; None to store them as they are.
-        factors: name of the ``ThinProduct`` that low-rank factors of a method's own are put into.
+        low_rank_form: name of the ``LowRankForm`` that low-rank factors of a method's own are put into.
     """
 
     kind: ClassVar[str] = "encoding"
 
     vectors: Codec | None = None
-    factors: str = "low-rank"
+    low_rank_form: str = "low-rank"
 
 
 def expect(parts: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: object) -> Tensor:

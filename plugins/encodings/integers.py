@@ -73,7 +73,7 @@ class Int8(Integers):
     """A quarter of the bytes."""
 
     name = "int8"
-    factors = "low-rank-int8"
+    low_rank_form = "low-rank-int8"
     summary = "deltas in 8 bits, a scale for each output channel: a quarter of the bytes"
     vectors = BFloat16Values()
     bits = 8
@@ -83,7 +83,7 @@ class Int4(Integers):
     """An eighth of the bytes."""
 
     name = "int4"
-    factors = "low-rank-int4"
+    low_rank_form = "low-rank-int4"
     summary = "deltas in 4 bits, a scale for each output channel: an eighth of the bytes"
     bits = 4
 
@@ -92,7 +92,7 @@ class Int3(Integers):
     """A tenth of the bytes."""
 
     name = "int3"
-    factors = "low-rank-int3"
+    low_rank_form = "low-rank-int3"
     summary = "deltas in 3 bits, a scale for each output channel: a tenth of the bytes"
     bits = 3
 

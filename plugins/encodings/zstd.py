@@ -95,7 +95,7 @@ class CompressedEncoding(Compressed, Encoding):
     def __init__(self, inner: Encoding) -> None:
         super().__init__(inner)
         self.vectors = Compressed(inner.vectors or Float32())
-        self.factors = inner.factors
+        self.low_rank_form = inner.low_rank_form
 
 
 def _decompress(frame: bytes, most: int) -> bytes:

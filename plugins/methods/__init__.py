@@ -24,7 +24,7 @@ from ..guard import Guarded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..encodings.products import ThinProduct
+    from ..encodings.low_rank import LowRankForm
     from .limits import Limit
 
 __all__ = [
@@ -56,7 +56,7 @@ class MethodSettings:
         sparsity: lambda, the strength of the penalty on scores or masks; where it begins, if there are limits.
         penalty: what a gate weighs in it: ``uniform``, the ``size`` of its layers, or the ``root`` of that.
         limits: what may be stored; all of them hold.
-        factors: form that the encoding in use has low-rank factors stored in; None for 32 bits.
+        low_rank_form: that the encoding in use has low-rank factors stored in; None for 32 bits.
         threshold: tau; a gate is open while its score is at least this.
         score_lr: learning rate of scores.
         norms: ``task`` (every task has its own), ``gated`` (a gate each) or ``frozen`` (those of the base).
@@ -77,7 +77,7 @@ class MethodSettings:
     sparsity: float = 1.0
     penalty: str = "uniform"
     limits: tuple[Limit, ...] = ()
-    factors: ThinProduct | None = None
+    low_rank_form: LowRankForm | None = None
     threshold: float = 0.1
     score_lr: float = 0.01
     norms: str = "task"
@@ -271,10 +271,6 @@ class Adaptation(Guarded):
             may have some that the optimiser does not know.
         """
         return False
-
-    def trains(self, parameter: nn.Parameter) -> bool:
-        """Whether the optimiser steps a parameter that it was given, also if autograd gives it no gradient."""
-        return parameter.requires_grad
 
     def late_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser of the weights that came while training; their learning rates rise from 0 anew."""

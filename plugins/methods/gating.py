@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil
 from typing import Any
@@ -11,10 +12,66 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import Layer
-from . import PENALTIES, Adaptation, MethodSettings, Stored
-from .steering import Steering
+from . import PENALTIES, Live, MethodSettings
 
 INITIAL_SCORE = 0.15  # above the paper's threshold of 0.1: every gate starts open
+
+
+@dataclass
+class Gate:
+    """What one score decides on.
+
+    Attributes:
+        layers: one, or those of a block.
+        tensors: live, by name; parameters and (for norms) running statistics.
+        parked: the task's own values while the gate is closed, of no size if it is so for good; empty while it is open.
+    """
+
+    layers: tuple[Layer, ...]
+    tensors: dict[str, Live]
+    parked: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def open(self) -> bool:
+        return not self.parked
+
+    @property
+    def closed_for_good(self) -> bool:
+        return any(not value.numel() for value in self.parked.values())
+
+    def trainable(self) -> list[Live]:
+        """Its parameters, without running statistics."""
+        return [live for live in self.tensors.values() if isinstance(live.owner, nn.Parameter)]
+
+    def inner(self) -> Tensor:
+        """``<G, D>`` summed over the gate's parameters, a scalar; ``D`` is the parked one while closed, 0 for good."""
+        products = [
+            _inner(live.grad, (live.value if self.open else self.parked[live.name]) - live.base)
+            for live in self.trainable()
+            if live.grad is not None and not self.closed_for_good
+        ]
+        return torch.stack(products).sum() if products else next(iter(self.tensors.values())).base.new_zeros(())
+
+    def close(self) -> None:
+        """Park the task's values and put the base's back."""
+        self.parked = {name: live.value.clone() for name, live in self.tensors.items()}
+        self.hold()
+
+    def hold(self) -> None:
+        """Put the base's values in effect."""
+        for live in self.tensors.values():
+            live.value.copy_(live.base)
+
+    def reopen(self) -> None:
+        """Put the task's values back as they were when the gate closed."""
+        for name, live in self.tensors.items():
+            live.value.copy_(self.parked[name])
+        self.parked = {}
+
+
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    """``<first, second>`` over all elements, a scalar, without a temporary of their size."""
+    return torch.dot(first.reshape(-1), second.reshape(-1))
 
 
 class Scores:
@@ -93,46 +150,6 @@ class Scores:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if "values" in state:  # else the run had limits before
             self.values.copy_(state["values"])
-
-
-class Gated(Adaptation):
-    """An adaptation whose gates are judged while it trains.
-
-    Attributes:
-        scores: who judges.
-    """
-
-    scores: Scores | Steering
-
-    def start_epoch(self, epoch: int) -> None:
-        self.scores.start_epoch(epoch)
-
-    def end_epoch(self, epoch: int) -> None:
-        if epoch + 1 == self.settings.epochs:
-            self.start_step(1.0)  # a run of so few steps that gates were not fixed yet
-
-    def settled(self, epoch: int) -> bool:
-        return self.scores.settled(epoch)
-
-    def score_groups(self) -> list[dict[str, Any]]:
-        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
-
-    def penalty(self) -> float:
-        return self.scores.penalty()
-
-
-def judge(
-    gates: Sequence[tuple[Layer, ...]],
-    settings: MethodSettings,
-    device: torch.device,
-    costs: Sequence[Stored],
-    always: Stored,
-    sizes: Sequence[int],
-) -> Scores | Steering:
-    """Who decides on gates: their scores, or what they are worth if there are limits. See these for the arguments."""
-    if settings.limits:
-        return Steering(gates, settings.limits, device, costs, always)
-    return Scores(gates, settings, device, sizes)
 
 
 def warmup_epochs(epochs: int) -> int:

@@ -11,14 +11,13 @@ from __future__ import annotations
 from math import prod, sqrt
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Stored, head_and_norms, no_gated_norms
 from .low_rank import LowRankDelta, form_of
 from .reparametrised import Unit, stored, units_of, with_head_and_norms
-from .thin import Pair
 
 
 class LoraDelta(LowRankDelta):
@@ -37,7 +36,7 @@ class LoraDelta(LowRankDelta):
         down = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
         super().__init__(live, torch.zeros(rows, rank), down, form_of(settings))
 
-    def pair(self) -> Pair:
+    def pair(self) -> tuple[Tensor, Tensor]:
         return self.scale * self.factors["up"], self.factors["down"]
 
 
@@ -52,7 +51,7 @@ class Lora(Method):
 
     name = "lora"
     summary = "a low-rank update of every layer, the norms and the head"
-    options = frozenset({"rank", "alpha", "factors", "norms"})
+    options = frozenset({"rank", "alpha", "low_rank_form", "norms"})
 
     def check(self, settings: MethodSettings) -> None:
         no_gated_norms(self, settings)

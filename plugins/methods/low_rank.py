@@ -6,11 +6,9 @@ from math import prod
 
 from torch import Tensor
 
-from ..encodings.factors import PlainLowRank
-from ..encodings.products import ThinProduct
+from ..encodings.low_rank import LowRankForm, PlainLowRank
 from . import Live, MethodSettings, Size
 from .reparametrised import Product
-from .thin import Pair
 
 
 class LowRankDelta(Product):
@@ -23,12 +21,12 @@ class LowRankDelta(Product):
         stored_as: form of the factors.
     """
 
-    def __init__(self, live: Live, up: Tensor, down: Tensor, stored_as: ThinProduct) -> None:
+    def __init__(self, live: Live, up: Tensor, down: Tensor, stored_as: LowRankForm) -> None:
         self.stored_as = stored_as
         self.form = stored_as.name
         super().__init__(live, {"up": up, "down": down})
 
-    def pair(self) -> Pair:
+    def pair(self) -> tuple[Tensor, Tensor]:
         return self.factors["up"], self.factors["down"]
 
     def parts(self) -> dict[str, Tensor]:
@@ -44,12 +42,12 @@ class LowRankDelta(Product):
         return self.size().params < self.live.base.numel()
 
 
-def form_of(settings: MethodSettings) -> ThinProduct:
+def form_of(settings: MethodSettings) -> LowRankForm:
     """The form that factors are stored in."""
-    return settings.factors or PlainLowRank()
+    return settings.low_rank_form or PlainLowRank()
 
 
-def size_of(rank: int, live: Live, form: ThinProduct) -> Size:
+def size_of(rank: int, live: Live, form: LowRankForm) -> Size:
     """What factors of this rank take."""
     rows, columns = len(live.base), prod(live.base.shape[1:])
     return Size(rank * (rows + columns), form.nbytes(rank, rows, columns))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..encodings import Form, expect
-from ..encodings.products import exact_product
+from ..encodings.exact_product import exact_product
 from ..spec import Registrar, hookimpl
 from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
 from .reparametrised import Unit, groups_of, stored, units_of, with_head_and_norms

@@ -19,8 +19,6 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
 from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
-from .shortcuts import of_factors
-from .thin import Pair, chained
 
 
 class Unit(ABC):
@@ -73,7 +71,7 @@ class Product(Unit):
     """A weight ``W0 + U D``, with factors of low rank."""
 
     @abstractmethod
-    def pair(self) -> Pair:
+    def pair(self) -> tuple[Tensor, Tensor]:
         """``U (C_out, r)`` and ``D (r, d)``, with the graph back to the factors."""
 
     def weight(self) -> Tensor:
@@ -82,11 +80,12 @@ class Product(Unit):
 
     @torch.enable_grad()
     def pull_back(self) -> None:
-        """By two products, without computing the weight anew: a GPU waits for each operation to be launched."""
+        """``dL/dU = G D^T`` and ``dL/dD = U^T G``, without computing the weight anew: a GPU waits for launches."""
         if self.live.grad is None:
             return
-        pair = self.pair()
-        for factor, gradient in zip(pair, chained(self.live.grad, pair), strict=True):
+        up, down = self.pair()
+        whole = self.live.grad.reshape(len(up), -1).to(up.dtype)
+        for factor, gradient in ((up, whole @ down.detach().T), (down, up.detach().T @ whole)):
             if not factor.requires_grad:
                 continue  # one side is frozen
             if factor.is_leaf and factor.grad is None:
@@ -112,12 +111,7 @@ class Reparametrised(Adaptation):
         units: the weights that are computed.
         always: names of plain tensors that train and are stored.
         settings: what the method was told.
-
-    Attributes:
-        thrifty: whether gradients of factors use a sample of large feature maps' positions, or of patches.
     """
-
-    thrifty: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -130,16 +124,7 @@ class Reparametrised(Adaptation):
         self.units = tuple(units)
         self.always = frozenset(always)
         super().__init__(model, partition, self.always.union(unit.live.name for unit in units), settings)
-        self.turn = 0  # of steps, where shortcuts take positions by turns
-        self._take_shortcuts()
-        self.rested = False  # whether parameters need no gradient any more since the last step
         self.write()
-
-    def _take_shortcuts(self) -> None:
-        """Of the units that train and have one, by name of the weight; each is on trial."""
-        products = [unit for unit in self.units if isinstance(unit, Product) and unit.live.owner.requires_grad]
-        turn = (lambda: self.turn) if self.thrifty else None
-        self.shortcuts = of_factors(self.model, [(unit.live, unit.pair) for unit in products], turn)
 
     def write(self) -> None:
         """Put all weights into the model."""
@@ -147,45 +132,10 @@ class Reparametrised(Adaptation):
             unit.write()
 
     def after_backward(self) -> None:
-        on_trial = [way for way in self.shortcuts.values() if way.trusted is None]
-        for way in on_trial:
-            way.judge()
         for unit in self.units:
-            if unit.live.name not in self.shortcuts or not self.shortcuts[unit.live.name].pull_back():
-                unit.pull_back()
+            unit.pull_back()
         for unit in self.units:
             unit.live.owner.grad = None
-        self.turn += 1
-        if on_trial:
-            self._rest()
-
-    def _rest(self) -> None:
-        """Weights whose gradient nobody asks for any more need none, nor do biases that have it otherwise."""
-        asked = {id(unit.live.owner) for unit in self.units if not self._trusts(unit)}
-        plain = {tensor_of(name) for name in self.always}
-        for unit in self.units:
-            if id(unit.live.owner) not in asked and tensor_of(unit.live.name) not in plain:
-                self._let_rest(unit.live.owner)
-        for way in self.shortcuts.values():
-            if way.trusted and way.bias is not None:
-                self._let_rest(way.bias)
-
-    def _let_rest(self, parameter: Tensor) -> None:
-        self.rested |= parameter.requires_grad
-        parameter.requires_grad_(False)
-
-    def trains(self, parameter: nn.Parameter) -> bool:
-        return super().trains(parameter) or any(
-            way.trusted and way.bias is parameter for way in self.shortcuts.values()
-        )
-
-    def start_step(self, done: float) -> bool:
-        rested, self.rested = self.rested, False
-        return rested
-
-    def _trusts(self, unit: Unit) -> bool:
-        way = self.shortcuts.get(unit.live.name)
-        return way is not None and way.trusted is True
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -238,11 +188,10 @@ class Reparametrised(Adaptation):
 
     def state_dict(self) -> dict[str, Any]:
         factors = {unit.live.name: {n: p.detach() for n, p in unit.factors.items()} for unit in self.units}
-        return {"factors": factors, "turn": self.turn}
+        return {"factors": factors}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.turn = state["turn"]
         for unit in self.units:
             for name, factor in unit.factors.items():
                 factor.copy_(state["factors"][unit.live.name][name])

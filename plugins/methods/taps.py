@@ -13,72 +13,19 @@ the gate is open, ``W0`` itself, to the last bit, while it is closed. Each step 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..architectures import Layer, Partition
+from ..architectures import Partition
 from ..spec import Registrar, hookimpl
-from . import Adaptation, LayerState, Live, Method, MethodSettings, Stored, head_and_norms, live_tensors
-from .gating import Gated, gate_groups, judge
-from .shortcuts import OfWeight, gradients_are_averaged, of_weight
+from . import Adaptation, LayerState, Method, MethodSettings, Stored, head_and_norms, live_tensors
+from .gating import Gate, Scores, gate_groups
+from .steering import Steering
 
 
-@dataclass
-class Gate:
-    """What one score decides on.
-
-    Attributes:
-        layers: one, or those of a block.
-        tensors: live, by name; parameters and (for norms) running statistics.
-        parked: the task's own values while the gate is closed, of no size if it is so for good; empty while it is open.
-    """
-
-    layers: tuple[Layer, ...]
-    tensors: dict[str, Live]
-    parked: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def open(self) -> bool:
-        return not self.parked
-
-    @property
-    def closed_for_good(self) -> bool:
-        return any(not value.numel() for value in self.parked.values())
-
-    def trainable(self) -> list[Live]:
-        """Its parameters, without running statistics."""
-        return [live for live in self.tensors.values() if isinstance(live.owner, nn.Parameter)]
-
-    def inner(self) -> Tensor:
-        """``<G, D>`` summed over the gate's parameters, a scalar; ``D`` is the parked one while closed, 0 for good."""
-        products = [
-            _inner(live.grad, (live.value if self.open else self.parked[live.name]) - live.base)
-            for live in self.trainable()
-            if live.grad is not None and not self.closed_for_good
-        ]
-        return torch.stack(products).sum() if products else next(iter(self.tensors.values())).base.new_zeros(())
-
-    def close(self) -> None:
-        """Park the task's values and put the base's back."""
-        self.parked = {name: live.value.clone() for name, live in self.tensors.items()}
-        self.hold()
-
-    def hold(self) -> None:
-        """Put the base's values in effect."""
-        for live in self.tensors.values():
-            live.value.copy_(live.base)
-
-    def reopen(self) -> None:
-        """Put the task's values back as they were when the gate closed."""
-        for name, live in self.tensors.items():
-            live.value.copy_(self.parked[name])
-        self.parked = {}
-
-
-class TapsAdaptation(Gated):
+class TapsAdaptation(Adaptation):
     """Trains the gated layers and their scores, the norms as told, and the head."""
 
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
@@ -92,18 +39,25 @@ class TapsAdaptation(Gated):
         sizes = [sum(live.base.numel() for live in gate.trainable()) for gate in self.gates]
         costs = [Stored(frozenset(gate.tensors)) for gate in self.gates]
         device = next(model.parameters()).device
-        self.scores = judge(groups, settings, device, costs, Stored(self.always), sizes)
-        self.shortcuts: tuple[OfWeight, ...] = ()
-        self.turn = 0  # of steps, where shortcuts take positions by turns
+        self.scores: Scores | Steering = (
+            Steering(groups, settings.limits, device, costs, Stored(self.always))
+            if settings.limits
+            else Scores(groups, settings, device, sizes)
+        )
         self._settle()
 
-    def after_backward(self) -> None:
-        """Take the gradients that a sample of the positions gave; those weights need none of their own any more."""
-        for way in self.shortcuts:
-            way.judge()
-            if way.pull_back():
-                way.module.weight.requires_grad_(way.trusted is None)
-        self.turn += 1
+    def start_epoch(self, epoch: int) -> None:
+        self.scores.start_epoch(epoch)
+
+    def end_epoch(self, epoch: int) -> None:
+        if epoch + 1 == self.settings.epochs:
+            self.start_step(1.0)  # a run of so few steps that gates were not fixed yet
+
+    def settled(self, epoch: int) -> bool:
+        return self.scores.settled(epoch)
+
+    def penalty(self) -> float:
+        return self.scores.penalty()
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
@@ -150,7 +104,9 @@ class TapsAdaptation(Gated):
     @torch.no_grad()
     def start_step(self, done: float) -> bool:
         closed = self.scores.start_step(done)
-        if closed and gradients_are_averaged():  # they agree on what trains at the start, and once all gates are fixed
+        if (
+            closed and torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):  # they agree on what trains at the start, and once all gates are fixed
             closed = self.scores.fixed
         if closed:
             self._settle()
@@ -167,16 +123,9 @@ class TapsAdaptation(Gated):
                 live.owner.requires_grad_(id(live.owner) in moving)
             if not gate.open:
                 gate.parked = dict.fromkeys(gate.tensors, torch.empty(0))
-        if self.scores.fixed:
-            weights = [live for gate in self.gates if gate.open for live in gate.trainable()]
-            found = (of_weight(self.model, live, lambda: self.turn) for live in weights)
-            self.shortcuts = tuple(way for way in found if way is not None)
 
     def begin_again(self) -> None:
         """Gates that were fixed may move again; those that were closed then start from the base."""
-        for way in self.shortcuts:
-            way.close()
-        self.shortcuts = ()
         self.scores.begin_again()
         for gate in self.gates:
             for name, live in gate.tensors.items():
@@ -195,6 +144,9 @@ class TapsAdaptation(Gated):
         ]
         return [{"params": list(gated.values()), "weight_decay": 0.0}, *others]
 
+    def score_groups(self) -> list[dict[str, Any]]:
+        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
+
     def layer_states(self) -> tuple[LayerState, ...]:
         opened = {layer.name: gate.open for gate in self.gates for layer in gate.layers}
         scores = self.scores.by_layer()
@@ -206,22 +158,16 @@ class TapsAdaptation(Gated):
 
     def state_dict(self) -> dict[str, Any]:
         parked = {name: tensor for gate in self.gates for name, tensor in gate.parked.items()}
-        return {"scores": self.scores.state_dict(), "parked": parked, "turn": self.turn}
+        return {"scores": self.scores.state_dict(), "parked": parked}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.scores.load_state_dict(state["scores"])
-        self.turn = state["turn"]
         for gate in self.gates:
             parked = {name: state["parked"][name] for name in gate.tensors if name in state["parked"]}
             gate.parked = {name: value.to(gate.tensors[name].base.device) for name, value in parked.items()}
         if self.settings.limits:
             self._settle()
-
-
-def _inner(first: Tensor, second: Tensor) -> Tensor:
-    """``<first, second>`` over all elements, a scalar, without a temporary of their size."""
-    return torch.dot(first.reshape(-1), second.reshape(-1))
 
 
 class Taps(Method):

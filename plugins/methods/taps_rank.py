@@ -6,8 +6,7 @@ estimate of the curvature of the loss, leaving direction ``i`` out costs about `
 the directions that cost most to leave out for the bytes they take are kept, as many as the limits allow, with no more
 than an eighth of one weight's values in factors before all others have as much. A layer without any is closed. What is
 kept trains on, faster, as ``W0 + B A``, from ``B = U sqrt(S)`` and ``A = sqrt(S) V^T``: LoRA with ranks and a beginning
-that the task has chosen. On CPUs, gradients use a sample of the positions of large feature maps and of a transformer's
-patches, another one in each step.
+that the task has chosen.
 
 A transformer spends most of a step on what no choice of weights can save. So in the last fifth of the run, where
 learning rates are small, the first half of its layers rests, and the backward pass ends there. On the benchmark's ViT
@@ -38,10 +37,9 @@ from . import (
     live_tensors,
     no_gated_norms,
 )
-from .directions import Cut, choose
 from .low_rank import LowRankDelta, form_of, highest_rank, size_of
+from .rank_allocation import Decomposition, allocate_ranks
 from .reparametrised import Reparametrised, matrices
-from .sampling import Tokens
 
 FIXED_AT, RESTS_AT = 0.05, 0.8  # shares of the run, the second of a transformer's
 MEMORY = 0.95  # of the mean squared gradients over steps
@@ -51,8 +49,6 @@ SLOW, FAST = 1 / 3, 4.0  # learning rates of whole layers and of factors, agains
 class RankAdaptation(Reparametrised):
     """Trains whole layers, then the chosen directions of their deltas; the norms as told, and the head."""
 
-    thrifty = True
-
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
         own = head_and_norms(partition, settings)
         super().__init__(model, partition, (), own.union(partition.layer_tensors()), settings)
@@ -60,7 +56,7 @@ class RankAdaptation(Reparametrised):
         self._never = self._held  # rows that do not train whatever is chosen
         self.form = form_of(settings)
         self.fixed = False
-        self._takes_patches = Tokens.of(model) is not None
+        self._takes_patches = hasattr(getattr(model, "patch_embed", None), "grid_size")
         self.late = False  # whether the first half rests
         self._new = False  # whether factors have come that the optimiser does not know
         self._layers = live_tensors(model, partition.layer_tensors())
@@ -86,20 +82,23 @@ class RankAdaptation(Reparametrised):
         if not self.fixed and done >= FIXED_AT:
             self._fix()
             return True
-        told = super().start_step(done)
         if self.fixed and self._takes_patches and self.late != (done >= RESTS_AT):
             self.late = not self.late  # back again where a run is resumed for more epochs
             self._ask_for_gradients()
             return True
-        return told
+        return False
 
     @torch.no_grad()
     def _fix(self) -> None:
         """Keep the directions that are worth most, close the layers that have none, and train factors from now on."""
-        cuts = [Cut.of(live) for live in self.candidates]
-        ranks = choose(self.candidates, self.curvature.tolist(), cuts, self._fits)
+        decompositions = [Decomposition.of(live) for live in self.candidates]
+        ranks = allocate_ranks(self.candidates, self.curvature.tolist(), decompositions, self._fits)
         self._train(
-            {live.name: cuts[index].factors(ranks[index]) for index, live in enumerate(self.candidates) if ranks[index]}
+            {
+                live.name: decompositions[index].factors(ranks[index])
+                for index, live in enumerate(self.candidates)
+                if ranks[index]
+            }
         )
 
     def _fits(self, ranks: Counter[int]) -> bool:
@@ -137,15 +136,12 @@ class RankAdaptation(Reparametrised):
         return self.always.union(unit.live.name for unit in self.units)
 
     def _ask_for_gradients(self) -> None:
-        """Of what is kept, and late in the run of its second half; shortcuts are on trial anew."""
-        for way in self.shortcuts.values():
-            way.close()
+        """Of what is kept, and late in the run of its second half"""
         moving = {tensor_of(name) for name in self._opened()}
         if self.late:
             moving -= first_half(self.model, self.partition)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in moving)
-        self._take_shortcuts()
 
     def late_groups(self) -> list[dict[str, Any]]:
         if not self._new:
@@ -188,7 +184,6 @@ class RankAdaptation(Reparametrised):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.turn = state["turn"]
         self.curvature.copy_(state["curvature"])
         if state["fixed"]:
             self._train({name: (pair["up"], pair["down"]) for name, pair in state["factors"].items()})
@@ -211,7 +206,7 @@ class TapsRank(Method):
 
     name = "taps-rank"
     summary = "low-rank updates with ranks chosen per layer to fit the budget, the norms and the head"
-    options = frozenset({"limits", "factors", "norms"})
+    options = frozenset({"limits", "low_rank_form", "norms"})
     needs_limits = True
 
     def check(self, settings: MethodSettings) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
 from ...plugins.encodings import COMPRESSED, Codec, Encoding, Form
-from ...plugins.encodings.products import ThinProduct
+from ...plugins.encodings.low_rank import LowRankForm
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError, PluginError, first_line
@@ -240,11 +240,11 @@ def require_forms(path: Path, header: Header, plugins: PluginManager) -> None:
             )
 
 
-def factors_of(encoding: Encoding, plugins: PluginManager) -> ThinProduct:
+def low_rank_form_of(encoding: Encoding, plugins: PluginManager) -> LowRankForm:
     """The form that low-rank factors are put into. Raises PluginError if that is not here, or is something else."""
-    form = plugins.form(encoding.factors)
-    if not isinstance(form, ThinProduct):
-        raise PluginError(f"{encoding.name} puts factors into {form.name!r}, which is not a ThinProduct.")
+    form = plugins.form(encoding.low_rank_form)
+    if not isinstance(form, LowRankForm):
+        raise PluginError(f"{encoding.name} puts factors into {form.name!r}, which is not a LowRankForm.")
     return form
 
 
@@ -252,8 +252,8 @@ def _smaller(
     form: Form, parts: Mapping[str, Tensor], base: Tensor, encoding: Encoding, plugins: PluginManager
 ) -> tuple[str, Mapping[str, Tensor]]:
     """Name and parts of the form that an encoding has for thin factors, if these are such and take less in it."""
-    wanted = factors_of(encoding, plugins)
-    if wanted.name == form.name or not isinstance(form, ThinProduct):
+    wanted = low_rank_form_of(encoding, plugins)
+    if wanted.name == form.name or not isinstance(form, LowRankForm):
         return form.name, parts
     made = wanted.parts(*form.factors(parts, base))
     taken, before = (sum(part.nbytes for part in some.values()) for some in (made, parts))
@@ -356,7 +356,7 @@ def stored_params(header: Header, plugins: PluginManager) -> dict[str, int]:
 def is_exact(header: Header, plugins: PluginManager) -> bool:
     """Whether everything that went through an encoding is stored to the last bit."""
     forms = {plugins.form(entry.encoding) for entry in header.tensors.values() if entry.encoding}
-    return all(form.exact for form in forms if isinstance(form, Codec | ThinProduct))
+    return all(form.exact for form in forms if isinstance(form, Codec | LowRankForm))
 
 
 def read_artifact(

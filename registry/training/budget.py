@@ -162,7 +162,7 @@ def _beside(job: Job, sizes: Mapping[str, int], tensors: Pieces, role: Mapping[s
 
 def _packages(job: Job) -> dict[str, str]:
     """As long as an artifact's are likely to be: its method may have a form of its own."""
-    forms = [job.encoding.name, job.encoding.factors, f"{job.method.name}-form"]
+    forms = [job.encoding.name, job.encoding.low_rank_form, f"{job.method.name}-form"]
     forms += [job.encoding.vectors.name] if job.encoding.vectors else []
     brought = package_of(type(job.method))
     return {f"method {job.method.name}": brought, **{f"form {name}": brought for name in forms}}

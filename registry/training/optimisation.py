@@ -97,7 +97,7 @@ class Optimisation:
         """
         for group in self.weights.param_groups:
             for parameter in group["params"]:
-                if not adaptation.trains(parameter):
+                if not parameter.requires_grad:
                     self.weights.optimizer.state.pop(parameter, None)
         for group in adaptation.late_groups():
             since = update / self.steps  # a share of the run: resumed in more processes, it has fewer steps

@@ -19,7 +19,7 @@ from ..home import check_name
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
 from ..records import Base
-from ..store.artifact import factors_of
+from ..store.artifact import low_rank_form_of
 from ..store.tensors import read_tensors
 from .budget import binding, limits, scarce, settle, what_is_left
 from .device import make_accelerator
@@ -112,7 +112,9 @@ def prepare(
         )
         job = replace(job, settings=replace(job.settings, budget=f"{job.settings.budget},{part.text}"))
     try_out(job)
-    told = replace(job.method_settings, limits=limits(job), factors=factors_of(job.encoding, context.plugins))
+    told = replace(
+        job.method_settings, limits=limits(job), low_rank_form=low_rank_form_of(job.encoding, context.plugins)
+    )
     job = replace(job, method_settings=told)
     if not begun and (note := scarce(job, task)):
         progress.note(note)

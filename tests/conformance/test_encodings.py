@@ -18,9 +18,8 @@ from taps_registry.plugins.encodings.bf16 import BFloat16
 from taps_registry.plugins.encodings.fp16 import Float16
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
-from taps_registry.plugins.encodings.lowrank import ERROR, LowRank
 from taps_registry.plugins.encodings.minifloat import Float8Changes, levels, ratios
-from taps_registry.plugins.encodings.onebit import OneBit
+from taps_registry.plugins.encodings.svd import ERROR, Svd
 from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
 from taps_registry.plugins.manager import PluginManager
@@ -101,7 +100,7 @@ class TestInt4(Quantised):
 class TestLowRank(EncodingTests):
     """No value is further off than all of them together: by what is cut off, and by 8 bits of both factors."""
 
-    encoding = LowRank()
+    encoding = Svd()
 
     def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
         return torch.full_like(delta, 1.1 * ERROR * float(delta.double().norm()))
@@ -126,15 +125,6 @@ class TestCompressedFloat8Changes(TestFloat8Changes):
 class TestInt3(Quantised):
     encoding = Int3()
     steps = 3
-
-
-class TestOneBit(EncodingTests):
-    encoding = OneBit()
-
-    def tolerance(self, value: Tensor, delta: Tensor) -> Tensor:
-        """A value is off by its distance from the mean size of its row."""
-        rows = delta.reshape(len(delta), -1).abs()
-        return (rows - rows.mean(dim=1, keepdim=True)).abs().reshape(delta.shape)
 
 
 def test_no_built_in_encoding_is_left_out(built_in: Callable[[str], set[str]]) -> None:

@@ -25,7 +25,7 @@ from taps_registry.plugins import (
     Stored,
 )
 from taps_registry.plugins.encodings import Codec
-from taps_registry.plugins.encodings.factors import PACKED
+from taps_registry.plugins.encodings.low_rank import PACKED
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods.bitfit import BitFit
 from taps_registry.plugins.methods.diff_pruning import DiffPruning
@@ -39,7 +39,6 @@ from taps_registry.plugins.methods.piggyback import Piggyback
 from taps_registry.plugins.methods.rcm import Rcm
 from taps_registry.plugins.methods.reparametrised import units_of, with_head_and_norms
 from taps_registry.plugins.methods.taps import Taps
-from taps_registry.plugins.methods.taps_lora import TapsLora
 from taps_registry.plugins.methods.taps_rank import TapsRank
 from taps_registry.plugins.methods.vmt_adapter import VmtAdapter, VmtAdapterLite
 from taps_registry.plugins.testing import (
@@ -74,20 +73,9 @@ class TestTapsInBlocksWithGatedNorms(SomeGatesClose, MethodTests):
     settings = IN_BLOCKS
 
 
-class TestTapsLora(OnTransformer, SomeGatesClose, MethodTests):
-    method = TapsLora()
-    settings = CLOSING
-    refused = GATED_NORMS
-
-
 class TestTapsWithinABudget(OnTransformer, MethodTests):
     method = Taps()
     budget = "30%"
-
-
-class TestTapsLoraWithinABudget(MethodTests):
-    method = TapsLora()
-    budget = "10%,100kB"
 
 
 class TestTapsRank(OnTransformer, MethodTests):
@@ -101,7 +89,7 @@ class PackedFactors(MethodTests):
 
     def options(self, name: str) -> dict[str, Any]:
         options = super().options(name)
-        return {"encoding": options.pop("factors").integers.name, **options}
+        return {"encoding": options.pop("low_rank_form").integers.name, **options}
 
 
 class PackedDirections(PackedFactors):
@@ -110,30 +98,23 @@ class PackedDirections(PackedFactors):
 
 
 class TestTapsRankInt8(PackedDirections):
-    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int8"]}
+    settings: ClassVar[dict[str, Any]] = {"low_rank_form": PACKED["low-rank-int8"]}
     rounding = 0.003
 
 
 class TestTapsRankInt4(PackedDirections):
-    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int4"]}
+    settings: ClassVar[dict[str, Any]] = {"low_rank_form": PACKED["low-rank-int4"]}
     rounding = 0.05
 
 
 class TestTapsRankInt3(PackedDirections):
-    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int3"]}
+    settings: ClassVar[dict[str, Any]] = {"low_rank_form": PACKED["low-rank-int3"]}
     rounding = 0.1
 
 
 class TestLoraInt4(PackedFactors):
     method = Lora()
-    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int4"], "rank": 2}
-    refused = GATED_NORMS
-    rounding = 0.05
-
-
-class TestTapsLoraInt4(PackedFactors):
-    method = TapsLora()
-    settings: ClassVar[dict[str, Any]] = {"factors": PACKED["low-rank-int4"], "rank": 2}
+    settings: ClassVar[dict[str, Any]] = {"low_rank_form": PACKED["low-rank-int4"], "rank": 2}
     refused = GATED_NORMS
     rounding = 0.05
 
@@ -283,7 +264,7 @@ class Impatient(Mistaken):
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
 
-class Forgetful(TapsLora):
+class Forgetful(Lora):
     def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
         made = super().adapt(model, partition, settings)
         made.load_state_dict = lambda state: None  # type: ignore[method-assign]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taps_registry.plugins.encodings.lowrank import LowRank
+from taps_registry.plugins.encodings.svd import Svd
 from taps_registry.plugins.errors import PluginError
 from taps_registry.plugins.methods import Live
-from taps_registry.plugins.methods.directions import Cut, eigenvectors
+from taps_registry.plugins.methods.rank_allocation import Decomposition, eigenvectors
 
 # What torchvision's regnet_y_400mf came to after a few steps: squares of 1e-6 leave nothing for float32 to tell apart.
 NOISE = torch.Generator().manual_seed(0)
@@ -21,11 +21,11 @@ def small_of_rank(rank: int, size: float) -> Tensor:
     return made * (size / made.abs().max())
 
 
-def cut_of(delta: Tensor) -> Cut:
+def cut_of(delta: Tensor) -> Decomposition:
     base = torch.zeros_like(delta)
     live = Live("layer.weight", nn.Parameter(base))
     live.value.copy_(delta)
-    return Cut.of(live)
+    return Decomposition.of(live)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-12, 1e-30, 1.0, 1e12, 1e30])
@@ -71,5 +71,5 @@ def test_a_delta_that_is_not_finite_is_named(value: float) -> None:
 @pytest.mark.parametrize("delta", [small_of_rank(8, 1e-6), small_of_rank(1, 1e-6), torch.zeros(72, 208)])
 def test_the_low_rank_encoding_takes_such_deltas(delta: Tensor) -> None:
     base = torch.zeros(72, 208)
-    back = LowRank().decode(LowRank().encode(delta, base), base)
+    back = Svd().decode(Svd().encode(delta, base), base)
     assert (back - delta).norm() <= 0.1 * delta.norm()

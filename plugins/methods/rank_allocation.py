@@ -1,4 +1,4 @@
-"""Directions of a delta: its singular vectors, and which of them are worth their bytes."""
+"""The decomposition of a delta, and the allocation of ranks: to the singular directions that are worth their bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ AMPLE = 1 / 8  # of a weight's values, in factors
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a delta comes apart: its singular values, and its singular vectors of the shorter side.
+class Decomposition:
+    """The singular value decomposition of a delta: its singular values, and its singular vectors of the shorter side.
 
     Those of the longer side follow from the delta, which the model holds: all of a model's would be as large as it is.
 
@@ -34,7 +34,7 @@ class Cut:
     sizes: Tensor
 
     @classmethod
-    def of(cls, live: Live) -> Cut:
+    def of(cls, live: Live) -> Decomposition:
         """By the eigenvectors of ``D D^T`` or ``D^T D``, whichever is smaller: a fifth of an SVD's time.
 
         Directions below about ``1e-7`` of the largest are not told apart from each other; ``D`` is their sum all the
@@ -91,10 +91,10 @@ def _wide(live: Live) -> Tensor:
     return delta.T if _is_tall(live) else delta
 
 
-def choose(
+def allocate_ranks(
     candidates: Sequence[Live],
     curvature: Sequence[float],
-    cuts: Sequence[Cut],
+    decompositions: Sequence[Decomposition],
     fits: Callable[[Counter[int]], bool],
 ) -> Counter[int]:
     """How many directions each weight keeps: of all, those worth most for what they take, as many as fit.
@@ -105,7 +105,7 @@ def choose(
     Args:
         candidates: the weights.
         curvature: mean squared gradient of each.
-        cuts: the decomposition of each one's delta.
+        decompositions: the decomposition of each one's delta.
         fits: whether so many directions of the weights, by index, may be stored.
     """
     order = sorted(
@@ -114,8 +114,8 @@ def choose(
             -matters * size**2 / sum(live.base.reshape(len(live.base), -1).shape),
             index,
         )
-        for index, (live, matters, cut) in enumerate(zip(candidates, curvature, cuts, strict=True))
-        for rank, size in enumerate(cut.sizes[: highest_rank(live)].tolist(), 1)
+        for index, (live, matters, found) in enumerate(zip(candidates, curvature, decompositions, strict=True))
+        for rank, size in enumerate(found.sizes[: highest_rank(live)].tolist(), 1)
     )
     kept, refused = 0, len(order) + 1
     while refused - kept > 1:

@@ -6,6 +6,7 @@ In few bits, both factors are stored with a row and a scale for each rank: ``up`
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from math import prod
 
@@ -13,14 +14,42 @@ import torch
 from torch import Tensor
 
 from ..spec import Registrar, hookimpl
-from . import expect
+from . import Form, expect
+from .exact_product import exact_product
 from .integers import Int3, Int4, Int8, Integers
-from .products import ThinProduct
 
 UP, DOWN, SCALE = "up", "down", "-scale"
 
 
-class PlainLowRank(ThinProduct):
+class LowRankForm(Form):
+    """``base + up @ down``, with the base seen as a matrix ``(C_out, d)`` and a rank ``r`` far below both.
+
+    The factors of one such form can be put into another one, whatever method they come from.
+
+    Attributes:
+        exact: whether factors come back to the last bit.
+    """
+
+    exact: bool = False
+
+    @abstractmethod
+    def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+        """What is stored of factors ``(C_out, r)`` and ``(r, d)``, float32 on the CPU."""
+
+    @abstractmethod
+    def nbytes(self, rank: int, rows: int, columns: int) -> int:
+        """Bytes of the parts for a ``(rows, columns)`` matrix."""
+
+    @abstractmethod
+    def factors(self, parts: Mapping[str, Tensor], base: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors that ``parts`` stored, rounded or not. Raises ValueError as ``decode`` does."""
+
+    def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        up, down = self.factors(parts, base)
+        return exact_product(up, down).reshape(base.shape).to(base.dtype).add_(base)
+
+
+class PlainLowRank(LowRankForm):
     """``base + up @ down``, the base seen as a matrix of ``C_out`` rows."""
 
     name = "low-rank"
@@ -40,7 +69,7 @@ class PlainLowRank(ThinProduct):
         return up, expect(parts, DOWN, (rank, columns), torch.float32)
 
 
-class PackedLowRank(ThinProduct):
+class PackedLowRank(LowRankForm):
     """``base + up^T down``, the base seen as a matrix of ``C_out`` rows.
 
     Args:
