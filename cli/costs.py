@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import Amount, number, percent, print_json, print_table, say, size
+from .options import Amount
+from .output import number, percent, print_json, print_table, say, size
 from .session import Session, Verb, common_options, format_option
 from .terminal import echo
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from ..registry.units import amount, share
 from ..registry.units import number as number
 from ..registry.units import percent as percent
 from ..registry.units import size as size
@@ -57,34 +56,3 @@ def say(text: str) -> None:
 def time(moment: datetime | None) -> str:
     """In the user's own zone, to the minute."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""
-
-
-class Amount(click.ParamType[int]):
-    """A number with a unit: ``2GB``, ``1.5MiB``, ``10M``."""
-
-    name = "amount"
-
-    def __init__(self, what: str) -> None:
-        """``what`` is ``bytes`` or ``params``."""
-        self.suffix = "B" if what == "bytes" else ""
-        self.example = "2GB" if what == "bytes" else "10M"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return amount(str(value), self.suffix)
-        except ValueError:
-            self.fail(f"{value!r} is not a valid amount; example: {self.example}", param, ctx)
-
-
-class Share(click.ParamType[float]):
-    """A fraction, or a percentage: ``0.005``, ``0.5%``."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return share(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a valid fraction; examples: 0.005, 0.5%", param, ctx)

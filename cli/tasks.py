@@ -2,77 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..plugins.methods import PENALTIES
-from ..registry.data.transforms import AUGMENTATIONS
-from ..registry.training.settings import GRANULARITIES, NORMS, PRECISIONS, SHARES, TaskSettings
-from .output import Amount, Share, number, percent, print_json, print_table, say, size, time
+from ..plugins.methods.options import BUILT_IN
+from ..plugins.options import options_of
+from ..registry.training.settings import ENCODINGS, TaskSettings
+from .options import declared
+from .output import number, percent, print_json, print_table, say, size, time
 from .session import Session, Verb, format_option
 
 if TYPE_CHECKING:
     from ..registry.records import Base, Estimate, Task
 
 
-ENCODINGS = (
-    "fp32 (exact), bf16, fp16, int8, int4, int3, svd or a plugin's, each also with +zstd; auto: the "
-    "smallest within --encoding-tolerance"
-)
-
-
-def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Callable[[Any], Any]:
-    """An option for a field of ``TaskSettings``. Its value is None unless it is given, so that resuming can tell."""
-    default = getattr(TaskSettings, name)
-    shown = f"{text} Default: {default}." if default not in (None, "") else text
-    return click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=shown)
+FIRST = ("data", "val_data", "test_data", "method", "epochs", "batch_size", "lr", "weight_decay", "budget")
 
 
 @click.command(cls=Verb)
 @click.argument("name")
 @click.option("--base", metavar="B", help="The base model. Not needed with --resume.")
-@click.option(
-    "--data",
-    metavar="DIR",
-    help="Folder of class folders, with or without train/ val/ test/; or timm's SCHEME/NAME[@ROOT].",
-)
-@setting("val_data", str, "Validation images, if they are elsewhere.", "DIR")
-@setting("test_data", str, "Test images, if they are elsewhere.", "DIR")
-@setting(
-    "method",
-    str,
-    "Adaptation method, see `taps-registry plugins`. Default: taps, or taps-rank with --budget.",
-    "NAME",
-)
-@setting("epochs", click.IntRange(min=1), "Number of passes over the training images.", "N")
-@setting("batch_size", click.IntRange(min=1), "Batch size.", "N")
-@setting("lr", float, "Learning rate. Default: chosen by the base's plugin.", "RATE")
-@setting("weight_decay", float, "Weight decay: gated layers towards the base, the head towards zero.", "RATE")
-@setting("score_lr", float, "Learning rate of the gate scores.", "RATE")
-@setting("budget", str, "Limit on what is stored: 5% of the base, 2MB, 500k parameters, remaining/N.", "AMOUNT")
-@setting("sparsity", float, "Weight of the sparsity penalty, which closes gates; not used with --budget.", "LAMBDA")
-@setting(
-    "penalty",
-    click.Choice(list(PENALTIES)),
-    "Weight of each gate in the sparsity penalty: uniform, or by the size of its layers.",
-)
-@setting("threshold", float, "Score at or above which a gate is open.", "TAU")
-@setting("norms", click.Choice(NORMS), "Normalization layers: the task's own, one gate per norm, or the base's.")
-@setting("granularity", click.Choice(GRANULARITIES), "One gate per layer or per block.")
-@setting("rank", click.IntRange(min=1), "Rank of low-rank factors, or width of adapters.", "R")
-@setting("alpha", float, "Low-rank updates are scaled by alpha / rank.", "A")
-@setting("keep", Share(), "diff-pruning: fraction of the weights to keep.", "FRACTION")
-@setting("share", click.Choice(SHARES), "hard-sharing: end of the model that is shared with the base.")
-@setting(
-    "own",
-    str,
-    "hard-sharing: size of the task's own part, in stages (2) or as a fraction of the parameters (10%).",
-    "AMOUNT",
-)
-@setting("common", str, "vmt-adapter: name of the group of tasks whose projections are shared.", "NAME")
+@declared(TaskSettings, names=FIRST)
+@declared(*BUILT_IN)
 @click.option(
     "--method-arg",
     "method_args",
@@ -80,32 +33,7 @@ def setting(name: str, kind: Any, text: str, metavar: str | None = None) -> Call
     metavar="K=V",
     help="Extra argument for a plugin's method; repeatable.",
 )
-@setting("encoding", str, f"{ENCODINGS}.", "NAME")
-@setting(
-    "encoding_tolerance", float, "Percentage points of validation accuracy that --encoding auto may lose.", "POINTS"
-)
-@setting(
-    "augment",
-    click.Choice(list(AUGMENTATIONS)),
-    "Data augmentation: 'light' for random crops, 'standard' also flips and colour jitter.",
-)
-@setting("input_size", click.IntRange(min=1), "Height and width of the images. Default: the base's.", "PX")
-@setting("seed", int, "Seed for splits, head, order and augmentation.", "N")
-@setting("device", str, "Device to train on: auto, cpu, cuda, cuda:1, mps.", "NAME")
-@setting("precision", click.Choice(list(PRECISIONS)), "Precision of the forward and backward pass.")
-@setting("workers", click.IntRange(min=0), "Number of processes that load images.", "N")
-@setting(
-    "image_memory",
-    Amount("bytes"),
-    "Memory for decoded images; 0 to keep none. Default: a quarter of the free memory.",
-    "2GB",
-)
-@setting("processes", click.IntRange(min=1), "Number of training processes, one per device.", "N")
-@setting("tracker", str, "Experiment tracker: mlflow, csv, none, or a plugin's.", "NAME")
-@setting("tracking_uri", str, "URI of a tracking server. Default: inside the registry.", "URI")
-@click.option(
-    "--skip-bad-images", is_flag=True, default=None, help="Skip unreadable images instead of stopping with an error."
-)
+@declared(TaskSettings, names=[name for name in options_of(TaskSettings) if name not in FIRST])
 @click.option(
     "--dry-run", is_flag=True, help="Only show the least and the most that the task would store; train nothing."
 )
@@ -344,11 +272,9 @@ def _print_layers(record: Any) -> None:
 
 @click.command(cls=Verb)
 @click.argument("task")
-@click.option("--encoding", required=True, metavar="NAME", help=f"{ENCODINGS}.")
-@setting(
-    "encoding_tolerance", float, "Percentage points of validation accuracy that --encoding auto may lose.", "POINTS"
-)
-@setting("device", str, "Device on which accuracy is measured: auto, cpu, cuda, cuda:1, mps.", "NAME")
+@click.option("--encoding", required=True, metavar="NAME", help=ENCODINGS)
+@declared(TaskSettings, names=["encoding_tolerance"])
+@declared(TaskSettings, names=["device"], help="Device on which accuracy is measured: auto, cpu, cuda, cuda:1, mps.")
 @format_option
 @click.pass_obj
 def recode(session: Session, /, task: str, encoding: str, form: str, **options: Any) -> None:

@@ -6,13 +6,12 @@ import timm
 import torch
 from torch import nn
 
-from taps_registry.plugins import MethodSettings, PluginError, Stored
+from taps_registry.plugins import PluginError, Stored
 from taps_registry.plugins.architectures import Partition
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.registry.models.measure import footprint, parameters, roles
 
 MODELS = {"ResNet-50": "resnet50", "ViT-S/16": "vit_small_patch16_224"}
-SETTINGS = MethodSettings()
 
 
 def table() -> str:
@@ -35,8 +34,11 @@ def _cells(plugins: PluginManager, name: str, timm_name: str) -> tuple[str, str]
     method = plugins.method(name)
     try:
         with torch.device("meta"):
-            method.extend(model, method.extension(SETTINGS)) if method.extension(SETTINGS) else None
-        least, most = method.least(model, partition, SETTINGS), method.most(model, partition, SETTINGS)
+            method.extend(model, method.extension(method.settings())) if method.extension(method.settings()) else None
+        least, most = (
+            method.least(model, partition, method.settings()),
+            method.most(model, partition, method.settings()),
+        )
     except PluginError:
         return "–", "–"
     backbone = 4 * parameters(model, without={*partition.head, *(set(dict(model.named_parameters())) - names)})

@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING, Any
 
 from .architectures import Architecture, Layer, Partition, Stage
 from .errors import PartitionError, PluginError, TapsError
+from .options import Options, option
 from .spec import Registrar, hookimpl
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
     from .methods import Size as Size
     from .methods import Stored as Stored
     from .methods import head_and_norms as head_and_norms
-    from .methods import no_gated_norms as no_gated_norms
     from .methods.reparametrised import Reparametrised as Reparametrised
     from .methods.reparametrised import Unit as Unit
     from .methods.reparametrised import stored as stored
@@ -97,6 +97,7 @@ __all__ = [
     "LowRankForm",
     "Method",
     "MethodSettings",
+    "Options",
     "Partition",
     "PartitionError",
     "PluginError",
@@ -113,7 +114,7 @@ __all__ = [
     "expect",
     "head_and_norms",
     "hookimpl",
-    "no_gated_norms",
+    "option",
     "stored",
     "units_of",
 ]
@@ -122,7 +123,6 @@ _ROOMS = {
     "units_of": "methods.reparametrised",
     "stored": "methods.reparametrised",
     "expect": "encodings",
-    "no_gated_norms": "methods",
     "head_and_norms": "methods",
     "Live": "methods",
     "Adaptation": "methods",

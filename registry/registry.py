@@ -37,9 +37,12 @@ from .records import (
 )
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from .inference.compose import Composed
     from .inference.task_model import TaskModel
     from .training.progress import Progress
+    from .training.settings import ResumeOptions, TaskOptions
 
 
 LARGEST = 2**63 - 1  # what the catalog's columns hold
@@ -200,7 +203,13 @@ class Registry:
     # Tasks
 
     def add_task(
-        self, name: str, base: str, data: str | Path, *, progress: Progress | None = None, **settings: Any
+        self,
+        name: str,
+        base: str,
+        data: str | Path,
+        *,
+        progress: Progress | None = None,
+        **settings: Unpack[TaskOptions],
     ) -> Task:
         """Train a task on a base and add it.
 
@@ -209,7 +218,7 @@ class Registry:
             base: name of the base.
             data: a folder of class folders, or ``SCHEME/NAME[@ROOT]``.
             progress: who is told; nobody by default.
-            settings: fields of ``training.settings.TaskSettings``.
+            settings: the options of ``add-task``, see ``training.settings.TaskSettings``.
 
         Raises:
             SettingsError, NotFoundError, NameTakenError, DataError, BudgetError: before anything is written.
@@ -219,11 +228,17 @@ class Registry:
         from .training.progress import Progress as Quiet
         from .training.settings import TaskSettings
 
-        made = TaskSettings(**_absolute_data({"data": data, **settings}))
+        made = TaskSettings.of(_absolute_data({"data": data, **settings}))
         return add_task(self._context, name, base, made, progress or Quiet())
 
     def estimate(
-        self, name: str, base: str, data: str | Path, *, progress: Progress | None = None, **settings: Any
+        self,
+        name: str,
+        base: str,
+        data: str | Path,
+        *,
+        progress: Progress | None = None,
+        **settings: Unpack[TaskOptions],
     ) -> Estimate:
         """What ``add_task`` with the same arguments would store at least and at most; nothing is trained or written.
 
@@ -234,10 +249,10 @@ class Registry:
         from .training.progress import Progress as Quiet
         from .training.settings import TaskSettings
 
-        made = TaskSettings(**_absolute_data({"data": data, **settings}))
+        made = TaskSettings.of(_absolute_data({"data": data, **settings}))
         return estimate(self._context, name, base, made, progress or Quiet())
 
-    def resume_task(self, name: str, *, progress: Progress | None = None, **changes: Any) -> Task:
+    def resume_task(self, name: str, *, progress: Progress | None = None, **changes: Unpack[ResumeOptions]) -> Task:
         """Go on with a task that was interrupted, failed, or did not fit its budget.
 
         Args:

@@ -167,14 +167,14 @@ def lora_of_rank(rank: int, alpha: float) -> tuple[Method, MethodSettings, Calla
     def unfolded(module: nn.Module, x: Tensor, base: Tensor, factors: Factors) -> Tensor:
         return lora_unfolded(module, x, base, factors, scale=alpha / min(rank, base[0].numel(), len(base)))
 
-    return Lora(), MethodSettings(rank=rank, alpha=alpha), unfolded
+    return Lora(), Lora.settings(rank=rank, alpha=alpha), unfolded
 
 
 UNFOLDED: dict[str, tuple[Method, MethodSettings, Callable[..., Tensor]]] = {
     "lora": lora_of_rank(2, alpha=3.0),
     "lora of more ranks than rows": lora_of_rank(11, alpha=2.0),
-    "rcm": (Rcm(), MethodSettings(), lambda m, x, base, factors: rcm_unfolded(m, x, base, weight_normed(factors))),
-    "parallel-adapter": (ParallelAdapter(), MethodSettings(), adapter_unfolded),
+    "rcm": (Rcm(), Rcm.settings(), lambda m, x, base, factors: rcm_unfolded(m, x, base, weight_normed(factors))),
+    "parallel-adapter": (ParallelAdapter(), ParallelAdapter.settings(), adapter_unfolded),
 }
 
 
@@ -259,9 +259,9 @@ def masked(unit: Unit, factors: Factors) -> Tensor:
 
 
 WEIGHTS: dict[str, tuple[Method, MethodSettings, Callable[[Unit, Factors], Tensor]]] = {
-    "lora": (Lora(), MethodSettings(rank=3, alpha=6.0), low_rank),
-    "rcm": (Rcm(), MethodSettings(), modulated),
-    "piggyback": (Piggyback(), MethodSettings(), masked),
+    "lora": (Lora(), Lora.settings(rank=3, alpha=6.0), low_rank),
+    "rcm": (Rcm(), Rcm.settings(), modulated),
+    "piggyback": (Piggyback(), Piggyback.settings(), masked),
 }
 
 
@@ -326,7 +326,7 @@ def uniforms(adaptation: DiffPruningAdaptation, seed: int) -> dict[str, Factors]
 
 @pytest.mark.usefixtures("double")
 def test_diff_pruning_follows_the_hard_concrete_gate_and_its_penalty() -> None:
-    adaptation, (images, labels) = pruned(MethodSettings(epochs=2, sparsity=3.0, keep=0.1)), batch()
+    adaptation, (images, labels) = pruned(DiffPruning.settings(epochs=2, sparsity=3.0, keep=0.1)), batch()
     tower, total = adaptation.model, sum(unit.live.base.numel() for unit in adaptation.pruned)
     drawn = uniforms(adaptation, seed=5)
     adaptation.generator.manual_seed(5)
@@ -357,7 +357,7 @@ def test_diff_pruning_follows_the_hard_concrete_gate_and_its_penalty() -> None:
 
 def test_the_penalty_of_diff_pruning_is_the_share_of_gates_that_draws_open() -> None:
     """``sigmoid(a - log(-l / r))`` is a probability: 3,000 draws of 400 gates are within five deviations of it."""
-    adaptation = pruned(MethodSettings(sparsity=1.0))
+    adaptation = pruned(DiffPruning.settings(sparsity=1.0))
     unit = next(unit for unit in adaptation.pruned if unit.live.name == "patch.weight")
     adaptation.pruned, adaptation.total = [unit], unit.live.base.numel()
     with torch.no_grad():
@@ -375,7 +375,7 @@ def test_the_penalty_of_diff_pruning_is_the_share_of_gates_that_draws_open() -> 
 
 @pytest.mark.parametrize("keep", [0.01, 0.2])
 def test_diff_pruning_keeps_the_largest_differences_of_all_layers_and_refits_no_others(keep: float) -> None:
-    adaptation, (images, labels) = pruned(MethodSettings(epochs=4, keep=keep)), batch()
+    adaptation, (images, labels) = pruned(DiffPruning.settings(epochs=4, keep=keep)), batch()
     adaptation.start_epoch(0)
     adaptation.end_epoch(1)
     expected = [u.factors["difference"] * hard(u.factors["gates"]) * hard(u.factors["gate"]) for u in adaptation.pruned]
@@ -422,7 +422,7 @@ STARTS: dict[str, Method] = {
 def test_training_starts_at_the_base_to_the_last_bit_and_factors_get_gradients_at_once(method: str) -> None:
     tower = Tower()
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
-    adaptation = STARTS[method].adapt(tower, Generic().partition(tower), MethodSettings())
+    adaptation = STARTS[method].adapt(tower, Generic().partition(tower), STARTS[method].settings())
     assert isinstance(adaptation, Reparametrised)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
     images, labels = batch()
@@ -437,15 +437,17 @@ def test_a_model_without_a_layer_that_a_method_can_adapt_is_refused() -> None:
     plain_model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 3))
     plain_model.pretrained_cfg = {"classifier": "2"}
     partition = Generic().partition(plain_model)
-    assert len(Lora().adapt(plain_model, partition, MethodSettings()).stored().factors) == 0, "it is stored whole"
+    assert len(Lora().adapt(plain_model, partition, Lora.settings()).stored().factors) == 0, "it is stored whole"
     for verb in (ParallelAdapter().least, ParallelAdapter().most, ParallelAdapter().adapt):
         with pytest.raises(PluginError, match="--method parallel-adapter finds no layer in Sequential"):
-            verb(plain_model, partition, MethodSettings())
+            verb(plain_model, partition, Rcm.settings())
 
 
 @pytest.mark.parametrize("method", ["rcm", "piggyback"])
 def test_decay_does_not_pull_factors_to_zero_where_zero_is_not_the_base(method: str) -> None:
-    adaptation = STARTS[method].adapt(tower := Tower(), Generic().partition(tower), MethodSettings(weight_decay=0.5))
+    adaptation = STARTS[method].adapt(
+        tower := Tower(), Generic().partition(tower), STARTS[method].settings(weight_decay=0.5)
+    )
     assert isinstance(adaptation, Reparametrised)
     decayed = {id(p) for group in adaptation.parameter_groups() if group["weight_decay"] for p in group["params"]}
     factors = [factor for unit in adaptation.units for factor in unit.factors.values()]
@@ -454,10 +456,10 @@ def test_decay_does_not_pull_factors_to_zero_where_zero_is_not_the_base(method: 
 
 
 def test_masks_train_at_a_tenth_of_the_rate_and_gates_of_pruning_at_that_of_scores() -> None:
-    masks = Piggyback().adapt(tower := Tower(), Generic().partition(tower), MethodSettings(lr=0.2))
+    masks = Piggyback().adapt(tower := Tower(), Generic().partition(tower), Piggyback.settings(lr=0.2))
     assert isinstance(masks, Reparametrised)
     assert [group["lr"] for group in masks.factor_groups() if group["params"]] == pytest.approx([0.02])
-    gates = adapted(DiffPruning(), MethodSettings(score_lr=0.3))
+    gates = adapted(DiffPruning(), DiffPruning.settings(score_lr=0.3))
     rates = {id(p): group.get("lr") for group in gates.factor_groups() for p in group["params"]}
     assert {(n, rates[id(f)]) for u in gates.units for n, f in u.factors.items()} == {
         ("difference", None),
@@ -545,7 +547,7 @@ def test_a_folded_layer_gives_what_the_unfolded_one_gives_but_for_rounding(form:
 @pytest.mark.parametrize("method", [name for name in STARTS if name != "diff-pruning"])
 def test_what_is_stored_decodes_to_the_weight_that_trained(method: str) -> None:
     """To the last bit where each value is computed by itself; else within the roundings of ``r`` additions."""
-    told = MethodSettings(rank=3)
+    told = Lora.settings(rank=3)
     adaptation = adapted(STARTS[method], told)
     seen = 0
     for unit in adaptation.units:
@@ -563,7 +565,7 @@ def test_what_is_stored_decodes_to_the_weight_that_trained(method: str) -> None:
 
 
 def test_a_mask_decodes_to_the_bases_own_values_to_the_last_bit() -> None:
-    adaptation = adapted(Piggyback(), MethodSettings())
+    adaptation = adapted(Piggyback(), Piggyback.settings())
     for unit in adaptation.units:
         mask = unit.factors["mask"] > 5e-3
         decoded = Masked().decode(unit.parts(), unit.live.base)
@@ -573,7 +575,7 @@ def test_a_mask_decodes_to_the_bases_own_values_to_the_last_bit() -> None:
 
 
 def test_pruned_weights_decode_to_the_values_in_effect_to_the_last_bit() -> None:
-    adaptation = pruned(MethodSettings(epochs=2, keep=0.2))
+    adaptation = pruned(DiffPruning.settings(epochs=2, keep=0.2))
     adaptation.end_epoch(0)
     for unit in adaptation.pruned:
         parts = {name: part.detach() for name, part in unit.parts().items()}
@@ -589,7 +591,7 @@ def test_pruned_weights_decode_to_the_values_in_effect_to_the_last_bit() -> None
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_factor_that_does_not_train_gets_no_gradient_and_the_other_gets_its_own(frozen: str, steps: int) -> None:
     """On CPUs the first step is the long way, and further ones take shortcuts."""
-    told = MethodSettings(lr=1e-3, rank=2, alpha=2.0, epochs=1, low_rank_form=PlainLowRank())
+    told = Lora.settings(lr=1e-3, rank=2, alpha=2.0, epochs=1, low_rank_form=PlainLowRank())
     made = []
     for _ in range(2):
         torch.manual_seed(3)

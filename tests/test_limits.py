@@ -21,7 +21,7 @@ from taps_registry import Registry
 from taps_registry.plugins.architectures import Layer, Partition
 from taps_registry.plugins.architectures.resnet import ResNet
 from taps_registry.plugins.encodings.low_rank import PACKED, PackedLowRank
-from taps_registry.plugins.methods import Adaptation, MethodSettings, Size, Stored, live_tensors
+from taps_registry.plugins.methods import Adaptation, Size, Stored, live_tensors
 from taps_registry.plugins.methods.gating import Scores
 from taps_registry.plugins.methods.limits import Limit
 from taps_registry.plugins.methods.low_rank import highest_rank
@@ -191,11 +191,11 @@ def test_options_that_a_budget_decides_are_refused_beside_it(add: Add) -> None:
     ],
 )
 def test_the_method_unless_one_is_named(settings: dict[str, Any], method: str) -> None:
-    assert TaskSettings(data="", **settings).method == method
+    assert TaskSettings.of(settings).method == method
 
 
 def test_a_run_keeps_its_method_when_it_gets_a_budget() -> None:
-    assert TaskSettings(data="").changed({"budget": "5%"}).method == "taps"
+    assert TaskSettings().changed({"budget": "5%"}, Taps()).method == "taps"
 
 
 def test_a_method_that_spends_a_budget_wants_one(add: Add) -> None:
@@ -338,10 +338,10 @@ def test_a_budget_is_spent_anew_in_an_encoding_of_other_sizes(
 
 
 def test_a_run_that_leaves_auto_leaves_its_tolerance_too() -> None:
-    begun = TaskSettings(data="", encoding="auto", encoding_tolerance=0.5)
-    assert begun.changed({"encoding": "int4"}).encoding_tolerance == TaskSettings.encoding_tolerance
-    assert begun.changed({"encoding": "auto"}).encoding_tolerance == 0.5
-    assert begun.changed({"epochs": 3}).encoding_tolerance == 0.5
+    begun = TaskSettings(encoding="auto", encoding_tolerance=0.5)
+    assert begun.changed({"encoding": "int4"}, Taps()).encoding_tolerance == TaskSettings.encoding_tolerance
+    assert begun.changed({"encoding": "auto"}, Taps()).encoding_tolerance == 0.5
+    assert begun.changed({"epochs": 3}, Taps()).encoding_tolerance == 0.5
 
 
 def test_the_estimate_says_what_a_budget_refuses(registry: Registry, images: Any) -> None:
@@ -358,7 +358,7 @@ def fitted(method: Any, limits: tuple[Limit, ...] = (), **told: Any) -> tuple[nn
     torch.manual_seed(0)
     model = timm.create_model(MODEL, num_classes=3)
     partition = ResNet().partition(model)
-    adaptation = method.adapt(model, partition, MethodSettings(epochs=1, limits=limits, **told))
+    adaptation = method.adapt(model, partition, method.settings(epochs=1, limits=limits, **told))
     adaptation.train()
     return model, partition, adaptation
 
@@ -519,7 +519,7 @@ def test_several_processes_agree_once_on_what_trains(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("penalty", "power"), [("uniform", 0.0), ("root", 0.5), ("size", 1.0)])
 def test_the_penalty_is_what_autograd_says_for_every_weighting(penalty: str, power: float) -> None:
     sizes = [4, 100, 1, 9]
-    scores = Scores(LAYERS, MethodSettings(epochs=1, sparsity=3.0, penalty=penalty), torch.device("cpu"), sizes)
+    scores = Scores(LAYERS, Taps.settings(epochs=1, sparsity=3.0, penalty=penalty), torch.device("cpu"), sizes)
     scores.penalised = True
     with torch.no_grad():
         scores.values.copy_(torch.tensor([0.2, -0.1, 0.3, 0.05]))

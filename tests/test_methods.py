@@ -5,12 +5,12 @@ The formulas are worked out here from the shapes of timm's model alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import timm
@@ -26,16 +26,17 @@ from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.resnet import ResNet
 from taps_registry.plugins.architectures.vit import VisionTransformer
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.methods import MethodSettings
 from taps_registry.plugins.methods.hard_sharing import HardSharing
 from taps_registry.plugins.methods.head_only import HeadOnly
+from taps_registry.plugins.methods.options import BUILT_IN
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
+from taps_registry.plugins.options import options_of
 from taps_registry.registry.errors import Interrupted, SettingsError
 from taps_registry.registry.records import Task
 from taps_registry.registry.store.artifact import tensor_bytes
 from taps_registry.registry.store.packed import open_packed
 from taps_registry.registry.training.progress import EpochResult, Progress
-from taps_registry.registry.training.settings import TaskSettings
+from taps_registry.registry.training.settings import ResumeOptions, TaskOptions, TaskSettings
 
 Add = Callable[..., Task]
 QUICK: dict[str, Any] = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
@@ -336,7 +337,7 @@ def test_a_share_is_never_exceeded_and_never_leaves_room_for_the_next_layer(
     model = build(backbone)
     weights = weights_of(model) if share == "top" else weights_of(model)[::-1]
     sizes = {weight.layer: weight.values + weight.bias for weight in weights}
-    settings = MethodSettings(share=share, own=f"{percent}%")
+    settings = HardSharing.settings(share=share, own=f"{percent}%")
     chosen = set(HardSharing().tensors(model, SHARED[backbone].partition(model), settings))
     own = [name for name in sizes if any(tensor in chosen for tensor in first_tensors(name))]
     assert own == list(sizes)[: len(own)], "the task's own layers are not at one end"
@@ -381,7 +382,7 @@ def test_a_gate_decides_on_a_layer_or_on_the_layers_of_a_block() -> None:
     blocks = [name[: len("layer1.0")] if name.startswith("layer") else "stem" for name in layers]
     assert len(set(blocks)) == 6
     for granularity, expected in (("layer", layers), ("block", blocks)):
-        adaptation = Taps().adapt(model, ResNet().partition(model), MethodSettings(granularity=granularity))
+        adaptation = Taps().adapt(model, ResNet().partition(model), Taps.settings(granularity=granularity))
         assert isinstance(adaptation, TapsAdaptation)
         gates = {layer.name: number for number, gate in enumerate(adaptation.gates) for layer in gate.layers}
         assert [gates[name] for name in layers] == [list(dict.fromkeys(expected)).index(one) for one in expected]
@@ -459,7 +460,7 @@ def test_bf16_halves_the_bytes_of_layers(registry: Registry, add: Add) -> None:
 def test_head_only_leaves_the_statistics_of_norms_alone() -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    adaptation = HeadOnly().adapt(model, Generic().partition(model), MethodSettings())
+    adaptation = HeadOnly().adapt(model, Generic().partition(model), HeadOnly.settings())
     adaptation.train()
     model(torch.randn(4, 3, 32, 32)).sum().backward()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -551,7 +552,7 @@ OTHER: dict[str, Any] = {
 
 
 def named(option: str) -> str:
-    return "--method-arg" if option == "arguments" else f"--{option.replace('_', '-')}"
+    return "--method-arg colour" if option == "arguments" else f"--{option.replace('_', '-')}"
 
 
 def test_every_built_in_method_is_in_the_table_of_options() -> None:
@@ -563,7 +564,7 @@ def test_every_built_in_method_is_in_the_table_of_options() -> None:
 @pytest.mark.parametrize("method", LISTENS)
 def test_an_option_is_heeded_or_refused_by_its_name(method: str, option: str) -> None:
     budget = "5%" if PluginManager().method(method).needs_limits else ""
-    settings = TaskSettings(data="", method=method, budget=budget, **{option: OTHER[option]})
+    settings = TaskSettings.of({"method": method, "budget": budget, option: OTHER[option]})
     settings.check()
     if option in LISTENS[method]:
         settings.check_method(PluginManager().method(method))
@@ -581,35 +582,33 @@ def test_all_options_that_mean_nothing_are_named_and_nothing_is_written(registry
     assert registry.runs() == ()
 
 
-@pytest.mark.parametrize("method", sorted(method for method in LISTENS if "norms" in LISTENS[method] - {"taps"}))
+@pytest.mark.parametrize("method", sorted(method for method in LISTENS if "norms" in LISTENS[method]))
 def test_norms_are_gated_only_by_taps(method: str) -> None:
-    budget = "5%" if PluginManager().method(method).needs_limits else ""
-    settings = TaskSettings(data="", method=method, norms="gated", budget=budget)
+    found = PluginManager().method(method)
+    settings = TaskSettings.of({"method": method, "norms": "gated", "budget": "5%" if found.needs_limits else ""})
     if method == "taps":
-        settings.check_method(PluginManager().method(method))
+        settings.check_method(found)
         return
-    with pytest.raises(
-        SettingsError, match=f"--method {method} has no gates for norms: --norms must be task or frozen"
-    ):
-        settings.check_method(PluginManager().method(method))
+    with pytest.raises(SettingsError, match=f"--method {method}: --norms must be one of task, frozen, got 'gated'"):
+        settings.check_method(found)
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "nothing kept": (
         "diff-pruning",
         {"keep": 0.0},
-        r"--keep must be greater than 0 and at most 1 \(or 100%\), got 0.0",
+        "--keep must be greater than 0 and at most 1, got 0.0",
     ),
     "more kept than there is": ("diff-pruning", {"keep": 1.5}, "--keep must be greater than 0 and at most 1"),
     "less kept than nothing": (
         "diff-pruning",
         {"keep": -0.1},
-        "--keep must be a finite number of at least 0, got -0.1",
+        "--keep must be greater than 0 and at most 1, got -0.1",
     ),
     "a share that is no number": (
         "diff-pruning",
         {"keep": float("nan")},
-        "--keep must be a finite number of at least 0",
+        "--keep must be greater than 0 and at most 1, got nan",
     ),
     "no stages": ("hard-sharing", {"own": "some"}, "--own must be a number of stages, such as 2, or a .* got 'some'"),
     "half a stage": ("hard-sharing", {"own": "1.5"}, "--own must be a number of stages"),
@@ -631,3 +630,27 @@ def test_a_value_that_makes_no_sense_is_refused(registry: Registry, add: Add, ca
         add("task", method=method, **settings)
     assert caught.value.exit_code == 2
     assert registry.tasks() == ()
+
+
+def test_what_add_task_takes_by_keyword_is_what_is_declared() -> None:
+    """A type checker reads the names and types in ``TaskOptions``, the program reads the dataclasses."""
+    declared: dict[str, Any] = {}
+    for cls in (TaskSettings, *BUILT_IN):
+        declared |= {name: get_type_hints(cls)[name] for name in options_of(cls)}
+    typed = get_type_hints(TaskOptions)
+    assert typed.pop("arguments") == Mapping[str, Any]
+    assert {**typed, "data": str, "val_data": str, "test_data": str} == declared
+    assert get_type_hints(ResumeOptions).keys() == {*get_type_hints(TaskOptions), "data"}
+
+
+def test_no_two_methods_have_one_option_of_another_type_or_default() -> None:
+    for name in {name for cls in BUILT_IN for name in options_of(cls)}:
+        found = {(known.type, known.default) for cls in BUILT_IN for known in [options_of(cls).get(name)] if known}
+        assert len(found) == 1, name
+    assert not {name for cls in BUILT_IN for name in options_of(cls)} & set(options_of(TaskSettings))
+
+
+def test_the_command_line_knows_the_options_of_every_built_in_method() -> None:
+    plugins = PluginManager()
+    found = {name for method in plugins.methods() for name in options_of(plugins.method(method).options)}
+    assert found == {name for cls in BUILT_IN for name in options_of(cls)}

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from taps_registry.plugins.architectures import Layer, Partition
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.methods import MethodSettings
 from taps_registry.plugins.methods.limits import Limit
-from taps_registry.plugins.methods.taps_rank import RankAdaptation, first_half
+from taps_registry.plugins.methods.taps_rank import RankAdaptation, TapsRank, first_half
 from taps_registry.registry.training.optimisation import Optimisation
 
 STEPS = 20
@@ -63,10 +62,10 @@ class Run:
         torch.manual_seed(0)
         self.model = timm.create_model(name, num_classes=3)
         self.half = first_half(self.model, partition_of(self.model))
-        settings = MethodSettings(limits=(Limit(40_000, {}),), weight_decay=0.05, **told)
+        settings = TapsRank.settings(limits=(Limit(40_000, {}),), weight_decay=0.05, **told)
         self.adaptation = RankAdaptation(self.model, partition_of(self.model), settings)
         groups = self.adaptation.parameter_groups()
-        self.optimisation = Optimisation(groups, [], 1e-2, 0.0, STEPS, Accelerator(cpu=True))
+        self.optimisation = Optimisation(groups, [], 1e-2, STEPS, Accelerator(cpu=True))
         self.taken = 0
         for done in (0.0, 0.0, 0.5, 0.5):
             self.step(done)

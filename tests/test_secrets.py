@@ -13,6 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from taps_registry import Registry
+from taps_registry.plugins.methods.taps import Taps
 from taps_registry.plugins.trackers.mlflow import store_uri
 from taps_registry.registry.catalog.engine import Catalog
 from taps_registry.registry.errors import Interrupted, SettingsError, StorageError, TrainingError
@@ -121,11 +122,11 @@ def test_no_password_is_stored_with_a_run_and_a_resumed_one_asks_for_it(
             assert b"S3cret" not in path.read_bytes(), path
     stored = TaskSettings(data="d", tracker="mlflow", tracking_uri=uri).as_json()
     assert stored["tracking_uri"].endswith("&password=***")
-    resumed = TaskSettings(**stored)
+    resumed = TaskSettings.of(stored)
     with pytest.raises(SettingsError, match="whose password is not stored: name it again with --tracking-uri"):
-        resumed.changed({})
-    assert resumed.changed({"tracking_uri": uri}).tracking_uri == uri
-    assert resumed.changed({"tracker": "none"}).tracking_uri == ""
+        resumed.changed({}, Taps())
+    assert resumed.changed({"tracking_uri": uri}, Taps()).tracking_uri == uri
+    assert resumed.changed({"tracker": "none"}, Taps()).tracking_uri == ""
 
 
 # Folders

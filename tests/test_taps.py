@@ -15,9 +15,10 @@ from torch.nn import functional
 from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.methods import MethodSettings
 from taps_registry.plugins.methods.gating import warmup_epochs
+from taps_registry.plugins.methods.options import TapsOptions
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 
-SETTINGS = MethodSettings(epochs=1, lr=0.1, sparsity=3.0, threshold=0.1, weight_decay=0.0)
+SETTINGS = Taps.settings(epochs=1, lr=0.1, sparsity=3.0, threshold=0.1, weight_decay=0.0, penalty="uniform")
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +84,9 @@ class Reference:
         return cls(adaptation.model, base, deltas, scores, gate_of, adaptation.settings)
 
     def effective(self) -> dict[str, Tensor]:
+        threshold = self.settings.options.threshold
         return {
-            name: self.base[name] + Gate01.apply(self.scores[self.gate_of[name]], self.settings.threshold) * delta
+            name: self.base[name] + Gate01.apply(self.scores[self.gate_of[name]], threshold) * delta
             for name, delta in self.deltas.items()
         }
 
@@ -94,7 +96,7 @@ class Reference:
             delta.grad = None
         loss = functional.cross_entropy(functional_call(self.model, self.effective(), (images,)), labels)
         count = len(self.scores)
-        (loss + self.settings.sparsity / count * self.scores.abs().sum()).backward()
+        (loss + self.settings.options.sparsity / count * self.scores.abs().sum()).backward()
 
 
 def step(adaptation: TapsAdaptation, lr: float) -> None:
@@ -157,7 +159,8 @@ def test_many_steps_follow_the_reference_while_gates_close_and_reopen() -> None:
     reference, lr, seen = Reference.of(adaptation), 0.02, []
     images, labels = batch()
     for number in range(12):
-        adaptation.scores.settings = reference.settings = MethodSettings(sparsity=9.0 if number < 6 else -16.0)
+        options = TapsOptions(sparsity=9.0 if number < 6 else -16.0, penalty="uniform")
+        adaptation.scores.settings = reference.settings = MethodSettings(options)
         backward(adaptation, images, labels)
         adaptation.before_step(lr=0.0)
         reference.backward(images, labels)
@@ -209,7 +212,7 @@ def test_the_penalty_is_lambda_over_the_true_number_of_gates() -> None:
 
 
 def test_without_the_penalty_no_score_moves_before_there_is_a_delta() -> None:
-    adaptation = make(MethodSettings(sparsity=0.0))
+    adaptation = make(Taps.settings(sparsity=0.0))
     backward(adaptation, *batch())
     adaptation.before_step(lr=0.0)
     assert adaptation.scores.values.grad is not None
@@ -217,7 +220,7 @@ def test_without_the_penalty_no_score_moves_before_there_is_a_delta() -> None:
 
 
 def test_the_penalty_waits_for_a_tenth_of_the_epochs() -> None:
-    adaptation = make(MethodSettings(epochs=30))
+    adaptation = make(Taps.settings(epochs=30))
     strengths = []
     for epoch in range(5):
         adaptation.start_epoch(epoch)
@@ -227,7 +230,7 @@ def test_the_penalty_waits_for_a_tenth_of_the_epochs() -> None:
 
 
 def test_decay_pulls_open_layers_towards_the_base_and_leaves_closed_ones_alone() -> None:
-    adaptation = make(MethodSettings(weight_decay=0.5))
+    adaptation = make(Taps.settings(weight_decay=0.5))
     with_deltas(adaptation, closed=(0,))
     before = Reference.of(adaptation)
     effective = {name: value.detach().clone() for name, value in before.effective().items()}
@@ -271,7 +274,7 @@ def test_norms_of_the_task_are_stored_whatever_the_gates_say() -> None:
 
 
 def test_frozen_norms_keep_the_bases_statistics_and_are_not_stored() -> None:
-    adaptation = make(MethodSettings(norms="frozen"))
+    adaptation = make(Taps.settings(norms="frozen"))
     before = {name: t.clone() for name, t in adaptation.model.state_dict().items() if "running" in name}
     adaptation.train()
     adaptation.model(torch.randn(4, 3, 32, 32))
@@ -281,7 +284,7 @@ def test_frozen_norms_keep_the_bases_statistics_and_are_not_stored() -> None:
 
 
 def test_gated_norms_have_a_gate_each_and_use_the_bases_statistics_while_it_is_closed() -> None:
-    adaptation = make(MethodSettings(norms="gated"))
+    adaptation = make(Taps.settings(norms="gated"))
     assert len(adaptation.gates) == len(adaptation.partition.layers) + len(adaptation.partition.norms)
     gate = next(gate for gate in adaptation.gates if gate.layers[0].kind == "norm")
     module, index = adaptation.model.get_submodule(gate.layers[0].name), adaptation.gates.index(gate)

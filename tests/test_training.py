@@ -410,7 +410,7 @@ def test_what_came_late_keeps_its_place_in_a_run_of_fewer_steps() -> None:
     weight, factor = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
 
     def optimisation(steps: int) -> Optimisation:
-        made = Optimisation([{"params": [weight]}], [], 1e-3, 0.01, steps, make_accelerator("cpu", "fp32"))
+        made = Optimisation([{"params": [weight]}], [], 1e-3, steps, make_accelerator("cpu", "fp32"))
         late = SimpleNamespace(trains=lambda _: True, late_groups=lambda: [{"params": [factor], "lr": 4e-3}])
         made.follow(cast(Adaptation, late), steps // 20)
         return made

@@ -142,7 +142,7 @@ def _parametrise(trainer: Any) -> None:
     known = {id(score) for score in scores}
     weights = [parameter for parameter in trainer.raw.parameters() if id(parameter) not in known]
     trainer.optimisation = Optimisation(
-        [{"params": weights}], [{"params": scores}], 1e-3, 0.01, 10**6, trainer.accelerator
+        [{"params": weights}], [{"params": scores, "lr": 0.01}], 1e-3, 10**6, trainer.accelerator
     )
     before_step = trainer.adaptation.before_step
 

@@ -82,7 +82,7 @@ def make_job(options: Options, model: str, method: str) -> Any:
         model=built,
         partition=partition,
         method=plugins.method(method),
-        method_settings=settings.for_method(architecture.learning_rate),
+        method_settings=settings.for_method(plugins.method(method), architecture.learning_rate),
         encoding=plugins.encoding("fp32"),
         data=TaskData(tuple(map(str, range(CLASSES))), samples, samples, (), ""),
         input=input_config(built, options.pixels),

@@ -9,6 +9,7 @@ norms and the head. A layer without a bias is followed by a norm, which shifts i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,19 +51,20 @@ class ScaledUnit(taps.Unit):
         return taps.Size(len(self.live.base), 4 * len(self.live.base))
 
 
+@dataclass(frozen=True)
+class SsfOptions(taps.Options):
+    """Of ``ssf``, by ``--method-arg``."""
+
+    norms: str = taps.option("task", "Norms: the task's own, or the base's.", choices=("task", "frozen"))
+    shift: bool = taps.option(True, "Whether biases train.")
+
+
 class Ssf(taps.Method):
     """Trains the scales of every layer's rows, its bias, the norms and the head."""
 
     name = "ssf"
     summary = "a scale for each output of a layer, the biases, the norms and the head"
-    options = frozenset({"norms", "arguments"})
-
-    def check(self, settings: taps.MethodSettings) -> None:
-        taps.no_gated_norms(self, settings)
-        if set(settings.arguments) - {"shift"} or not isinstance(settings.arguments.get("shift", True), bool):
-            raise ValueError(
-                f"--method ssf takes --method-arg shift=True or shift=False, not {dict(settings.arguments)}."
-            )
+    options = SsfOptions
 
     def units(self, model: nn.Module, partition: taps.Partition) -> list[taps.Unit]:
         return taps.units_of(self.name, model, partition.layers, ScaledUnit)
@@ -70,7 +72,7 @@ class Ssf(taps.Method):
     def plain(self, partition: taps.Partition, settings: taps.MethodSettings) -> frozenset[str]:
         """Names of what trains as it is."""
         names = {name for layer in partition.layers for name in layer.tensors if "bias" in name.rpartition(".")[2]}
-        return taps.head_and_norms(partition, settings).union(names if settings.arguments.get("shift", True) else ())
+        return taps.head_and_norms(partition, settings).union(names if settings.options.shift else ())
 
     def least(self, model: nn.Module, partition: taps.Partition, settings: taps.MethodSettings) -> taps.Stored:
         return taps.stored(self.units(model, partition), self.plain(partition, settings))

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..architectures import Partition
 from ..architectures.pieces import Pieces, split, tensor_of
 from ..guard import Guarded
+from ..options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from .limits import Limit
 
 __all__ = [
-    "PENALTIES",
     "Adaptation",
     "Delta",
     "Factors",
@@ -41,54 +41,30 @@ __all__ = [
     "Stored",
 ]
 
-PENALTIES = {"uniform": 0.0, "root": 0.5, "size": 1.0}  # the power of a gate's size that the penalty weighs it with
-
 
 @dataclass(frozen=True)
 class MethodSettings:
     """What a method may be told.
 
     Attributes:
+        options: the method's own, an object of its dataclass ``Method.options``.
         epochs: passes over the training data.
         lr: learning rate of the weights.
         weight_decay: decoupled decay; gated layers decay towards the base, the others towards zero.
         seed: of whatever the method draws.
-        sparsity: lambda, the strength of the penalty on scores or masks; where it begins, if there are limits.
-        penalty: what a gate weighs in it: ``uniform``, the ``size`` of its layers, or the ``root`` of that.
         limits: what may be stored; all of them hold.
         low_rank_form: that the encoding in use has low-rank factors stored in; None for 32 bits.
-        threshold: tau; a gate is open while its score is at least this.
-        score_lr: learning rate of scores.
-        norms: ``task`` (every task has its own), ``gated`` (a gate each) or ``frozen`` (those of the base).
-        granularity: ``layer`` (a gate each) or ``block`` (one for all layers of a block).
-        rank: of low-rank factors; width of adapters.
-        alpha: low-rank deltas are multiplied by ``alpha / rank``.
-        keep: share of the weights that a pruned delta keeps.
-        share: ``bottom`` or ``top``: which end of the model stays shared.
-        own: what is the task's own: a number of stages (``2``), or a share of the layers' parameters (``10%``).
         train_common: whether tensors that a set of tasks has in common train; False once they are stored.
-        arguments: what ``--method-arg`` said, for methods with options of their own.
     """
 
+    options: Any
     epochs: int = 30
     lr: float = 1e-3
     weight_decay: float = 0.01
     seed: int = 0
-    sparsity: float = 1.0
-    penalty: str = "uniform"
     limits: tuple[Limit, ...] = ()
     low_rank_form: LowRankForm | None = None
-    threshold: float = 0.1
-    score_lr: float = 0.01
-    norms: str = "task"
-    granularity: str = "layer"
-    rank: int = 8
-    alpha: float = 16.0
-    keep: float = 0.005
-    share: str = "bottom"
-    own: str = "1"
     train_common: bool = True
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -342,9 +318,9 @@ class Method(Guarded, ABC):
     Attributes:
         name: what ``add-task --method`` and the catalog call it.
         summary: one line for ``taps-registry plugins`` and the docs.
-        options: fields of ``MethodSettings`` beyond epochs, lr, weight_decay and seed that the method listens to;
-            setting another one is an error, not a silent no-op. With ``arguments`` among them, ``--method-arg`` goes
-            to the method, which checks it. With ``limits``, what is stored is made to fit them.
+        options: dataclass of the options that it takes; others are an error, not a silent no-op.
+        fits_limits: whether what it stores is made to fit ``settings.limits``. Others take a budget only if the most
+            that they could store fits.
         needs_limits: whether the method cannot do without ``--budget``.
     """
 
@@ -360,11 +336,26 @@ class Method(Guarded, ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    options: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[type[Options]] = Options
+    fits_limits: ClassVar[bool] = False
     needs_limits: ClassVar[bool] = False
 
+    @classmethod
+    def settings(cls, **told: Any) -> MethodSettings:
+        """Settings for this method, with the given options among them and defaults for the others.
+
+        Raises:
+            ValueError: for an option that it does not take, or a value that makes no sense.
+        """
+        common = {declared.name for declared in fields(MethodSettings)}
+        given = {name: value for name, value in told.items() if name not in common}
+        return MethodSettings(cls.options.of(given), **{name: value for name, value in told.items() if name in common})
+
     def check(self, settings: MethodSettings) -> None:
-        """Raise ValueError, with a text for the user, for settings that the method cannot work with."""
+        """Raise ValueError, with a text for the user, for settings that the method cannot work with.
+
+        Each option by itself has been checked already.
+        """
 
     @abstractmethod
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
@@ -415,11 +406,6 @@ class FixedSet(Method):
 
 
 def head_and_norms(partition: Partition, settings: MethodSettings) -> frozenset[str]:
-    """The head, and the norms where every task has its own."""
-    return frozenset(partition.head).union(partition.norm_tensors() if settings.norms == "task" else ())
-
-
-def no_gated_norms(method: Method, settings: MethodSettings) -> None:
-    """Raise ValueError for ``--norms gated``, which only methods with a gate a layer can do."""
-    if settings.norms == "gated":
-        raise ValueError(f"--method {method.name} has no gates for norms: --norms must be task or frozen.")
+    """The head, and the norms where every task has its own, by the option ``norms``."""
+    own = settings.options.norms == "task"
+    return frozenset(partition.head).union(partition.norm_tensors() if own else ())

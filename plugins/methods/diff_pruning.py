@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..architectures import Partition
 from ..encodings import Form, expect
 from ..spec import Registrar, hookimpl
-from . import Adaptation, LayerState, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
+from . import Adaptation, LayerState, Live, Method, MethodSettings, Size, Stored, head_and_norms
+from .options import DiffPruningOptions
 from .reparametrised import Reparametrised, Unit, matrices, units_of
 
 LOW, HIGH = -1.5, 1.5
@@ -139,7 +140,13 @@ class PrunedUnit(Unit):
 class DiffPruningAdaptation(Reparametrised):
     """Searches which weights are worth keeping in the first half of the run, refits them in the second."""
 
-    def __init__(self, model: nn.Module, partition: Partition, units: Sequence[Unit], settings: MethodSettings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        partition: Partition,
+        units: Sequence[Unit],
+        settings: MethodSettings,
+    ) -> None:
         self.pruned = [unit for unit in units if isinstance(unit, PrunedUnit)]
         self.total = sum(unit.live.base.numel() for unit in self.pruned)
         self.generator = torch.Generator()
@@ -178,7 +185,7 @@ class DiffPruningAdaptation(Reparametrised):
     def _prune(self) -> None:
         """Keep the largest differences over all layers."""
         sizes = [unit.difference().abs().flatten() for unit in self.pruned]
-        largest = torch.cat(sizes).topk(kept_weights(self.settings.keep, self.total)).indices
+        largest = torch.cat(sizes).topk(kept_weights(self.settings.options.keep, self.total)).indices
         mask = torch.zeros(self.total, dtype=torch.bool, device=largest.device)
         mask[largest] = True
         for unit, own in zip(self.pruned, torch.split(mask, [len(size) for size in sizes]), strict=True):
@@ -187,7 +194,7 @@ class DiffPruningAdaptation(Reparametrised):
     @torch.enable_grad()
     def before_step(self, lr: float) -> None:
         if self.pruned and not self.pruned[0].refitted:
-            torch.autograd.backward(self.settings.sparsity * self._expected_share())
+            torch.autograd.backward(self.settings.options.sparsity * self._expected_share())
 
     def _expected_share(self) -> Tensor:
         return torch.stack([unit.expected_open() for unit in self.pruned]).sum() / self.total
@@ -204,14 +211,14 @@ class DiffPruningAdaptation(Reparametrised):
         gates = [unit.factors[name] for unit in self.pruned for name in ("gates", "gate")]
         return [
             {"params": differences, "weight_decay": self.settings.weight_decay},
-            {"params": gates, "weight_decay": 0.0, "lr": self.settings.score_lr},
+            {"params": gates, "weight_decay": 0.0, "lr": self.settings.options.score_lr},
         ]
 
     def penalty(self) -> float:
         if self.pruned[0].refitted:
             return 0.0
         with torch.no_grad():
-            return self.settings.sparsity * float(self._expected_share())
+            return float(self.settings.options.sparsity * self._expected_share())
 
     def settled(self, epoch: int) -> bool:
         return not self._searching(epoch) or epoch + 1 == self.settings.epochs
@@ -248,12 +255,7 @@ class DiffPruning(Method):
 
     name = "diff-pruning"
     summary = "the weights that changed most, the norms and the head"
-    options = frozenset({"keep", "sparsity", "score_lr", "norms"})
-
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
-        if not 0 < settings.keep <= 1:
-            raise ValueError(f"--keep must be greater than 0 and at most 1 (or 100%), got {settings.keep}.")
+    options = DiffPruningOptions
 
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         """All that is kept fills layers that are then stored whole, 4 bytes a value."""
@@ -268,7 +270,7 @@ class DiffPruning(Method):
     def _kept(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> tuple[int, int]:
         """How many weights are kept, and how many runs of positions all layers have."""
         sizes = [live.value.numel() for live in matrices(model, partition.layers)]
-        return kept_weights(settings.keep, sum(sizes)), sum(ceil(size / RUN) for size in sizes)
+        return kept_weights(settings.options.keep, sum(sizes)), sum(ceil(size / RUN) for size in sizes)
 
     def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
         units = units_of(self.name, model, partition.layers, PrunedUnit)

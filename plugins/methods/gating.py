@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import Layer
-from . import PENALTIES, Live, MethodSettings
+from . import Live, MethodSettings
+from .options import PENALTIES
 
 INITIAL_SCORE = 0.15  # above the paper's threshold of 0.1: every gate starts open
 
@@ -90,12 +91,16 @@ class Scores:
     fixed = False
 
     def __init__(
-        self, gates: Sequence[tuple[Layer, ...]], settings: MethodSettings, device: torch.device, sizes: Sequence[int]
+        self,
+        gates: Sequence[tuple[Layer, ...]],
+        settings: MethodSettings,
+        device: torch.device,
+        sizes: Sequence[int],
     ) -> None:
         self.gates = tuple(gates)
         self.settings = settings
         self.values = nn.Parameter(torch.full((len(gates),), INITIAL_SCORE, device=device))
-        weights: list[float] = [size ** PENALTIES[settings.penalty] for size in sizes]
+        weights: list[float] = [size ** PENALTIES[settings.options.penalty] for size in sizes]
         self.weights, self.total = torch.tensor(weights, device=device), sum(weights)
         self.penalised = False
 
@@ -109,7 +114,7 @@ class Scores:
 
     def strength(self) -> float:
         """``lambda`` over the sum of the weights, or nothing yet."""
-        return self.settings.sparsity / self.total if self.penalised else 0.0
+        return self.settings.options.sparsity / self.total if self.penalised else 0.0
 
     def penalty(self) -> float:
         return self.strength() * float((self.weights * self.values.detach().abs()).sum())
@@ -124,7 +129,7 @@ class Scores:
 
     def wanted(self) -> list[bool]:
         """Which gates are to be open. The threshold counts as float32 has it, so that a stored 0.1 reaches 0.1."""
-        threshold = torch.tensor(self.settings.threshold, dtype=torch.float32).item()
+        threshold = torch.tensor(self.settings.options.threshold, dtype=torch.float32).item()
         return [score >= threshold for score in self.values.tolist()]
 
     def settled(self, epoch: int) -> bool:

@@ -14,6 +14,7 @@ from ..architectures import Layer, Partition
 from ..architectures.pieces import Pieces
 from ..spec import Registrar, hookimpl
 from . import FixedSet, MethodSettings
+from .options import HardSharingOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,18 +25,16 @@ class HardSharing(FixedSet):
 
     name = "hard-sharing"
     summary = "the first or last stages with their norms, and the head"
-    options = frozenset({"share", "own"})
+    options = HardSharingOptions
 
     def check(self, settings: MethodSettings) -> None:
-        if settings.share not in ("bottom", "top"):
-            raise ValueError(f"--share must be bottom or top, got {settings.share!r}.")
-        amount(settings.own)
+        amount(settings.options.own)
 
     def tensors(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Iterable[str]:
-        layers = partition.layers if settings.share == "top" else partition.layers[::-1]
-        number, is_share = amount(settings.own)
+        layers = partition.layers if settings.options.share == "top" else partition.layers[::-1]
+        number, is_share = amount(settings.options.own)
         own = _within(layers, model, number) if is_share else _stages(layers, int(number))
-        norms = _norms(partition, own, own_end=settings.share == "bottom")
+        norms = _norms(partition, own, own_end=settings.options.share == "bottom")
         return {name for layer in (*own, *norms) for name in layer.tensors}.union(partition.head)
 
 

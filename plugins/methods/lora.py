@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Stored, head_and_norms, no_gated_norms
+from . import Adaptation, Live, Method, MethodSettings, Stored, head_and_norms
 from .low_rank import LowRankDelta, form_of
+from .options import LoraOptions
 from .reparametrised import Unit, stored, units_of, with_head_and_norms
 
 
@@ -31,8 +32,8 @@ class LoraDelta(LowRankDelta):
 
     def __init__(self, live: Live, settings: MethodSettings, generator: torch.Generator) -> None:
         rows, columns = len(live.base), prod(live.base.shape[1:])
-        rank, bound = min(settings.rank, rows, columns), 1 / sqrt(columns)
-        self.scale = settings.alpha / rank
+        rank, bound = min(settings.options.rank, rows, columns), 1 / sqrt(columns)
+        self.scale = settings.options.alpha / rank
         down = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
         super().__init__(live, torch.zeros(rows, rank), down, form_of(settings))
 
@@ -51,10 +52,7 @@ class Lora(Method):
 
     name = "lora"
     summary = "a low-rank update of every layer, the norms and the head"
-    options = frozenset({"rank", "alpha", "low_rank_form", "norms"})
-
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
+    options = LoraOptions
 
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         units = low_rank_units(self.name, model, partition, settings)

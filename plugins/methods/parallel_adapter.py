@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..architectures import Partition
 from ..encodings import Form, expect
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
+from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms
+from .options import NormOptions
 from .reparametrised import Unit, stored, units_of, with_head_and_norms
 
 
@@ -63,10 +64,7 @@ class ParallelAdapter(Method):
 
     name = "parallel-adapter"
     summary = "a 1x1 convolution beside each spatial one, the norms and the head"
-    options = frozenset({"norms"})
-
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
+    options = NormOptions
 
     def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
         def make(live: Live) -> Unit | None:

@@ -17,7 +17,8 @@ from ..architectures import Partition
 from ..encodings import Form, expect
 from ..encodings.exact_product import exact_product
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms, no_gated_norms
+from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms
+from .options import NormOptions
 from .reparametrised import Unit, groups_of, stored, units_of, with_head_and_norms
 
 
@@ -77,10 +78,7 @@ class Rcm(Method):
 
     name = "rcm"
     summary = "a matrix per layer that mixes its filters, the norms and the head"
-    options = frozenset({"norms"})
-
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
+    options = NormOptions
 
     def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
         return units_of(self.name, model, partition.layers, lambda live: ModulatedUnit(live, groups_of(model, live)))

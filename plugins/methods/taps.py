@@ -22,6 +22,7 @@ from ..architectures import Partition
 from ..spec import Registrar, hookimpl
 from . import Adaptation, LayerState, Method, MethodSettings, Stored, head_and_norms, live_tensors
 from .gating import Gate, Scores, gate_groups
+from .options import TapsOptions
 from .steering import Steering
 
 
@@ -29,10 +30,10 @@ class TapsAdaptation(Adaptation):
     """Trains the gated layers and their scores, the norms as told, and the head."""
 
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
-        gated = partition.layers + (partition.norms if settings.norms == "gated" else ())
+        gated = partition.layers + (partition.norms if settings.options.norms == "gated" else ())
         self.always = head_and_norms(partition, settings)
         super().__init__(model, partition, self.always.union(*(layer.tensors for layer in gated)), settings)
-        groups = gate_groups(gated, settings.granularity)
+        groups = gate_groups(gated, settings.options.granularity)
         self.gates = [
             Gate(layers, live_tensors(model, [name for layer in layers for name in layer.tensors])) for layers in groups
         ]
@@ -145,12 +146,13 @@ class TapsAdaptation(Adaptation):
         return [{"params": list(gated.values()), "weight_decay": 0.0}, *others]
 
     def score_groups(self) -> list[dict[str, Any]]:
-        return [{"params": scores, "weight_decay": 0.0}] if (scores := self.scores.parameters()) else []
+        lr = self.settings.options.score_lr
+        return [{"params": scores, "weight_decay": 0.0, "lr": lr}] if (scores := self.scores.parameters()) else []
 
     def layer_states(self) -> tuple[LayerState, ...]:
         opened = {layer.name: gate.open for gate in self.gates for layer in gate.layers}
         scores = self.scores.by_layer()
-        gated = self.partition.layers + (self.partition.norms if self.settings.norms == "gated" else ())
+        gated = self.partition.layers + (self.partition.norms if self.settings.options.norms == "gated" else ())
         return tuple(LayerState(layer.name, opened[layer.name], scores.get(layer.name)) for layer in gated)
 
     def stored(self) -> Stored:
@@ -175,13 +177,14 @@ class Taps(Method):
 
     name = "taps"
     summary = "the layers whose gate stayed open, the norms and the head"
-    options = frozenset({"sparsity", "penalty", "limits", "threshold", "score_lr", "norms", "granularity"})
+    options = TapsOptions
+    fits_limits = True
 
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         return Stored(head_and_norms(partition, settings))
 
     def most(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
-        norms = partition.norm_tensors() if settings.norms == "gated" else ()
+        norms = partition.norm_tensors() if settings.options.norms == "gated" else ()
         return Stored(head_and_norms(partition, settings).union(partition.layer_tensors(), norms))
 
     def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:

@@ -35,9 +35,9 @@ from . import (
     Stored,
     head_and_norms,
     live_tensors,
-    no_gated_norms,
 )
 from .low_rank import LowRankDelta, form_of, highest_rank, size_of
+from .options import NormOptions
 from .rank_allocation import Decomposition, allocate_ranks
 from .reparametrised import Reparametrised, matrices
 
@@ -206,11 +206,9 @@ class TapsRank(Method):
 
     name = "taps-rank"
     summary = "low-rank updates with ranks chosen per layer to fit the budget, the norms and the head"
-    options = frozenset({"limits", "low_rank_form", "norms"})
+    options = NormOptions
+    fits_limits = True
     needs_limits = True
-
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
 
     def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         return Stored(head_and_norms(partition, settings))

@@ -24,7 +24,8 @@ from torch.nn import functional
 from ..architectures import Partition
 from ..errors import PluginError
 from ..spec import Registrar, hookimpl
-from . import FixedSet, MethodSettings, head_and_norms, no_gated_norms
+from . import FixedSet, MethodSettings, head_and_norms
+from .options import AdapterOptions
 
 ATTRIBUTE = "vmt_adapter"  # of the model, that holds the adapters
 
@@ -58,14 +59,11 @@ class VmtAdapter(FixedSet):
 
     name = "vmt-adapter"
     summary = "scale and shift of adapters with projections shared by tasks, the norms and the head; transformers only"
-    options = frozenset({"rank", "norms"})
+    options = AdapterOptions
     tied = False
 
-    def check(self, settings: MethodSettings) -> None:
-        no_gated_norms(self, settings)
-
     def extension(self, settings: MethodSettings) -> dict[str, Any]:
-        return {"rank": settings.rank}
+        return {"rank": settings.options.rank}
 
     def extend(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
         beside = _mlps(model)

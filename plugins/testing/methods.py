@@ -15,25 +15,11 @@ from torch import Tensor, nn
 from ..architectures import Partition
 from ..architectures.pieces import Pieces
 from ..methods import Method, MethodSettings
+from ..options import options_of
 from .encodings import refuses, spoiled
 from .models import copied, copy_of, differing, few, pieces_of, same_bits
 from .rehearsal import Rehearsal, size_of
 from .tasks import WholeWay
-
-OTHERWISE: dict[str, Any] = {
-    "sparsity": 9.0,
-    "threshold": 0.14,
-    "score_lr": 0.3,
-    "norms": "frozen",
-    "granularity": "block",
-    "rank": 3,
-    "alpha": 3.0,
-    "keep": 0.3,
-    "share": "top",
-    "own": "2",
-    "arguments": {"unknown": 1},
-}
-"""Options of methods, each with a value that is not its default."""
 
 
 class MethodTests(WholeWay):
@@ -41,7 +27,7 @@ class MethodTests(WholeWay):
 
     Attributes:
         method: under test.
-        settings: options of the method, by their names in ``MethodSettings``.
+        settings: options of the method, or other values of ``MethodSettings``, by name.
         budget: ``--budget`` of the tasks that go the whole way; a method that steers towards limits should have one.
         refused: options that ``check`` must refuse.
         model: timm's name of a model that the method can adapt.
@@ -62,7 +48,7 @@ class MethodTests(WholeWay):
 
     def told(self, **others: Any) -> MethodSettings:
         """What the method is told, for two epochs."""
-        return MethodSettings(**{"epochs": 2, **self.settings, **others})
+        return self.method.settings(**{"epochs": 2, **self.settings, **others})
 
     def base(self, settings: MethodSettings) -> tuple[nn.Module, Partition]:
         """A model with the base's weights, extended if the method does that, and its partition before that."""
@@ -91,12 +77,35 @@ class MethodTests(WholeWay):
 
     # Before training
 
-    def test_it_has_a_name_a_summary_and_options_that_there_are(self) -> None:
+    def test_it_has_a_name_and_a_summary(self) -> None:
         assert self.method.name, "a method has a name"
         assert self.method.summary, "a method says in a line what it stores"
         assert "\n" not in self.method.summary, "the summary is one line"
-        unknown = set(self.method.options) - {field.name for field in fields(MethodSettings)}
-        assert not unknown, f"options names what MethodSettings has not: {few(unknown)}"
+
+    def test_its_options_are_declared_with_help_and_a_default_that_makes_sense(self) -> None:
+        known = options_of(self.method.options)
+        undeclared = {field.name for field in fields(self.method.options)} - set(known)
+        assert not undeclared, f"these are declared without option(): {few(undeclared)}"
+        for name, declared in known.items():
+            assert declared.help, f"{name} has no help"
+            assert "\n" not in declared.help, f"the help of {name} is one line"
+        self.method.options.of({})
+
+    def test_values_outside_of_an_options_range_are_refused(self) -> None:
+        for name, declared in options_of(self.method.options).items():
+            wrong: list[Any] = [object()] + ["neither of them"] * bool(declared.choices)
+            wrong += [bound - 1 for bound in (declared.least, declared.above) if bound is not None]
+            wrong += [declared.most + 1] if declared.most is not None else []
+            for value in wrong:
+                assert self._refuses({name: value}), f"{name} takes {value!r}"
+        assert self._refuses({"no_such_option": 1}), "an option that there is not is taken"
+
+    def _refuses(self, given: Mapping[str, Any]) -> bool:
+        try:
+            self.method.options.of(given)
+        except ValueError:
+            return True
+        return False
 
     def test_it_refuses_what_it_cannot_work_with_by_a_value_error(self) -> None:
         self.method.check(self.told())  # of what it can work with, it says nothing
@@ -162,15 +171,6 @@ class MethodTests(WholeWay):
         adaptation = self.rehearsal(epochs=2).adaptation
         assert adaptation.settled(1), "settled() says no to the last epoch: there would be nothing to choose"
         assert isfinite(adaptation.penalty()), f"penalty() is {adaptation.penalty()}"
-
-    def test_options_that_it_does_not_list_change_nothing(self) -> None:
-        others = {name: value for name, value in OTHERWISE.items() if name not in self.method.options}
-        plain, otherwise = self.rehearsal(epochs=1), self.rehearsal(epochs=1, **others)
-        assert plain.adaptation.stored() == otherwise.adaptation.stored(), (
-            f"what is stored depends on one of {', '.join(others)}, which options does not list"
-        )
-        different = differing(copied(plain.model), copied(otherwise.model))
-        assert not different, f"{few(different)} depend on one of {', '.join(others)}, which options does not list"
 
     def test_a_scaled_loss_trains_alike(self) -> None:
         """With fp16 the gradients that after_backward() sees are scaled; by a power of 2 that changes no bit."""

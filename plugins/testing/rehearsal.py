@@ -46,7 +46,7 @@ class Rehearsal:
         groups = [group for group in self.adaptation.parameter_groups() if group["params"]]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr)
         scores = self.adaptation.score_groups()
-        self.score_optimiser = torch.optim.Adam(scores, lr=settings.score_lr) if scores else None
+        self.score_optimiser = torch.optim.Adam(scores) if scores else None
 
     def epoch(self, number: int) -> None:
         """One epoch, counted from 0."""

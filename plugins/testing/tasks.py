@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..manager import PluginManager
-from ..methods import Method, MethodSettings
+from ..methods import Method
 from .home import QUICK, add, images_in, interrupted, registry_with_base
 from .models import differing, few, logits, same_bits
 
@@ -55,7 +55,7 @@ class WholeWay:
 
     def options(self, name: str) -> dict[str, Any]:
         """Settings of a task; one with common tensors is in a set of its own, so that it trains them."""
-        alone = {"common": name} if self.method.extension(MethodSettings(**self.settings)) else {}
+        alone = {"common": name} if self.method.extension(self.method.settings(**self.settings)) else {}
         budget = {"budget": self.budget} if self.budget else {}
         return {"method": self.method.name, **self.settings, **alone, **budget}
 
@@ -80,7 +80,7 @@ class WholeWay:
 
     def _export(self, registry: Registry, model: nn.Module, folder: Path) -> None:
         """A checkpoint for timm if the method folds into its model, else a program."""
-        if not self.method.extension(MethodSettings(**self.settings)):
+        if not self.method.extension(self.method.settings(**self.settings)):
             registry.export("first", folder / "first.safetensors")
             different = differing(load_file(folder / "first.safetensors"), model.state_dict())
             assert not different, f"the exported checkpoint differs in {few(different)}"

@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...plugins.options import options_of
 from ...plugins.trackers import RunInfo
 from ..catalog import bases, budgets, common, runs, tasks
 from ..context import Context
@@ -107,9 +108,10 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
         if now is None or now.id != run.id:
             raise BusyError(f"The task {name!r} was finished or removed by another process just now.")
         before = TaskSettings.stored(run.settings, name)
-        settings = before.changed(changes)
+        method = context.plugins.method(before.method)
+        settings = before.changed(changes, method)
         check(context, settings)
-        if settings.epochs < run.epoch and settings.trained_under() == before.trained_under():
+        if settings.epochs < run.epoch and settings.trained_under(method) == before.trained_under(method):
             raise SettingsError(
                 f"The run of {name!r} has {run.epoch} epochs behind it: --epochs must be at least that, got "
                 f"{settings.epochs}."
@@ -201,7 +203,7 @@ class _Attempt:
         """What may be changed so that a run that was over budget fits."""
         if self.settings.budget:
             return "after raising the budget or with a smaller --budget"
-        steered = {"sparsity", "threshold"} <= self.job.method.options
+        steered = {"sparsity", "threshold"} <= set(options_of(self.job.method.options))
         return "after raising the budget or with another --encoding" + (", --sparsity or --threshold" * steered)
 
     def _follow(self, tracked: str) -> Following:
@@ -248,7 +250,7 @@ class _Attempt:
         published = describe(result, self.job, metrics)
         shares = stored_shares(published.layers, self.base.record.layers)
         title = f"{self.name} on {self.base.record.name}"
-        following.scores(outcome.delta.layers, self.settings.threshold, title, shares)
+        following.scores(outcome.delta.layers, self.settings.options.get("threshold", 0.0), title, shares)
         require_kept(self.job, result.delta.stored(), published.bytes, self.name)
         with self.context.home.lock(), self.context.catalog.write() as session:
             tasks.require_room(session, self.name, published)

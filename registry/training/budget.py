@@ -86,7 +86,7 @@ def binding(job: Job, left: Iterable[Amount]) -> tuple[Amount, ...]:
 
     A method that steers keeps to these as well, so that its result is not refused when it is finished.
     """
-    if not job.settings.budget or "limits" not in job.method.options:
+    if not job.settings.budget or not job.method.fits_limits:
         return ()
     nbytes, params = _at_most(job)
     most = {"bytes": nbytes, "parameters": params}
@@ -183,7 +183,7 @@ def require_fit(job: Job, task: str) -> None:
         BudgetError: if not even the cheapest outcome fits; or not the dearest one of a method that cannot steer.
     """
     method, settings = job.method, job.method_settings
-    steers = "limits" in method.options
+    steers = method.fits_limits
     stored = (method.least if steers else method.most)(job.model, job.partition, settings)
     outcome = "least" if steers else "most"
     for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
@@ -199,7 +199,7 @@ def require_fit(job: Job, task: str) -> None:
 def scarce(job: Job, task: str) -> str:
     """What to say of a budget most of which goes to what is stored in any case, such as norms; empty for others."""
     method, settings = job.method, job.method_settings
-    if "limits" not in method.options:
+    if not method.fits_limits:
         return ""
     cheapest = method.least(job.model, job.partition, settings)
     for limit, part in zip(settings.limits, parse(job.settings.budget), strict=True):
@@ -215,7 +215,7 @@ def scarce(job: Job, task: str) -> str:
 def _remedies(limit: Limit, settings: MethodSettings) -> str:
     """What to type so that the cheapest outcome of a method that steers takes less of its budget."""
     fewer_bits = ["an --encoding of fewer bits"] if limit.in_bytes else []
-    no_norms = ["--norms frozen"] if settings.norms == "task" else []
+    no_norms = ["--norms frozen"] if getattr(settings.options, "norms", "") == "task" else []
     return ", ".join(["a larger budget", *fewer_bits, *no_norms])
 
 

@@ -84,7 +84,6 @@ class Trainer:
             self.adaptation.parameter_groups(),
             self.adaptation.score_groups(),
             method.lr,
-            method.score_lr,
             self.steps * self.settings.epochs,
             self.accelerator,
         )
@@ -213,7 +212,7 @@ class Trainer:
         state = {
             "layout": LAYOUT,
             "epoch": epoch + 1,
-            "trained_under": self.settings.trained_under(),
+            "trained_under": self.settings.trained_under(self.job.method),
             "model": {name: tensors[name] for name in sorted(self.adaptation.kept())},
             "adaptation": self.adaptation.state_dict(),
             "optimisation": self.optimisation.state_dict(),
@@ -247,7 +246,7 @@ class Trainer:
             for name, tensor in state["model"].items():
                 own[name].copy_(tensor)
         self.adaptation.load_state_dict(state["adaptation"])
-        if state["trained_under"] != self.settings.trained_under():
+        if state["trained_under"] != self.settings.trained_under(self.job.method):
             self.adaptation.begin_again()
             return
         self._train_others(0)  # the optimiser's state knows since when

@@ -18,9 +18,8 @@ class Optimisation:
 
     Args:
         groups: of weights, as timm's and torch's optimisers take them.
-        scores: groups of scores, which have an optimiser of their own; may be empty.
+        scores: groups of scores with their learning rate, which have an optimiser of their own; may be empty.
         lr: learning rate of weights at its highest.
-        score_lr: that of scores.
         steps: of the whole run.
         accelerator: that the run trains with.
 
@@ -34,7 +33,6 @@ class Optimisation:
         groups: Sequence[Mapping[str, Any]],
         scores: Sequence[Mapping[str, Any]],
         lr: float,
-        score_lr: float,
         steps: int,
         accelerator: Any,
     ) -> None:
@@ -44,8 +42,8 @@ class Optimisation:
         filled = [dict(group) for group in groups if group["params"]]
         self.accelerator = accelerator
         self.weights = accelerator.prepare(create_optimizer_v2(filled, opt="adamw", lr=lr, fused=fused))
-        self.scores = torch.optim.Adam([dict(group) for group in scores], lr=score_lr) if scores else None
-        self.rates = lr, score_lr
+        self.scores = torch.optim.Adam([dict(group) for group in scores]) if scores else None
+        self.rates = lr, scores[0]["lr"] if scores else 0.0
         self.steps = steps
         self.warmup = max(1, round(WARMUP_SHARE * steps))
         self._make_schedules()

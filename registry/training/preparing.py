@@ -90,6 +90,7 @@ def prepare(
         check_input(model, config)
     partition = base.partition(model)
     method = context.plugins.method(settings.method)
+    settings = replace(settings, options=vars(settings.method_options(method)))
     common = _extend(context, record, settings, method, model, task)
     lr = context.plugins.architecture(record.plugin).learning_rate
     job = Job(
@@ -97,7 +98,7 @@ def prepare(
         model=model,
         partition=partition,
         method=method,
-        method_settings=settings.for_method(lr, train_common=common is None or not common.digest),
+        method_settings=settings.for_method(method, lr, train_common=common is None or not common.digest),
         encoding=context.plugins.encoding(settings.encoding_before),
         data=data,
         input=config,
@@ -140,7 +141,7 @@ def _extend(
         SettingsError: if the set is one of another method or width.
         BusyError: if another task is training what the set has in common.
     """
-    arguments = method.extension(settings.for_method(0.0))
+    arguments = method.extension(settings.for_method(method, 0.0))
     if not arguments:
         return None
     try:

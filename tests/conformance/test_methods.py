@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from taps_registry.plugins.methods.hard_sharing import HardSharing
 from taps_registry.plugins.methods.head_only import HeadOnly
 from taps_registry.plugins.methods.lora import Lora, LoraDelta
 from taps_registry.plugins.methods.norm_only import NormOnly
+from taps_registry.plugins.methods.options import LoraOptions
 from taps_registry.plugins.methods.parallel_adapter import ParallelAdapter
 from taps_registry.plugins.methods.piggyback import Piggyback
 from taps_registry.plugins.methods.rcm import Rcm
@@ -41,15 +42,15 @@ from taps_registry.plugins.methods.reparametrised import units_of, with_head_and
 from taps_registry.plugins.methods.taps import Taps
 from taps_registry.plugins.methods.taps_rank import TapsRank
 from taps_registry.plugins.methods.vmt_adapter import VmtAdapter, VmtAdapterLite
+from taps_registry.plugins.options import Options, option
 from taps_registry.plugins.testing import (
     MethodTests,
 )
 
 SMALL = {"img_size": 32}
-CLOSING = {"sparsity": 30.0, "score_lr": 0.05}  # some gates close within two epochs
+CLOSING = {"sparsity": 30.0, "score_lr": 0.05, "penalty": "uniform"}  # some gates close within two epochs
 IN_BLOCKS = {**CLOSING, "norms": "gated", "granularity": "block"}
 KEPT = {"keep": 0.05}
-GATED_NORMS = ({"norms": "gated"},)
 
 
 class OnTransformer:
@@ -81,7 +82,6 @@ class TestTapsWithinABudget(OnTransformer, MethodTests):
 class TestTapsRank(OnTransformer, MethodTests):
     method = TapsRank()
     budget = "20%"
-    refused = GATED_NORMS
 
 
 class PackedFactors(MethodTests):
@@ -115,7 +115,6 @@ class TestTapsRankInt3(PackedDirections):
 class TestLoraInt4(PackedFactors):
     method = Lora()
     settings: ClassVar[dict[str, Any]] = {"low_rank_form": PACKED["low-rank-int4"], "rank": 2}
-    refused = GATED_NORMS
     rounding = 0.05
 
 
@@ -142,23 +141,19 @@ class TestHardSharing(MethodTests):
 
 class TestLora(MethodTests):
     method = Lora()
-    refused = GATED_NORMS
 
 
 class TestRcm(MethodTests):
     method = Rcm()
-    refused = GATED_NORMS
 
 
 class TestParallelAdapter(MethodTests):
     method = ParallelAdapter()
-    refused = GATED_NORMS
 
 
 class TestDiffPruning(MethodTests):
     method = DiffPruning()
     settings = KEPT
-    refused = (*GATED_NORMS, {"keep": 0.0}, {"keep": 1.5})
 
 
 class TestPiggyback(MethodTests):
@@ -167,12 +162,10 @@ class TestPiggyback(MethodTests):
 
 class TestVmtAdapter(OnTransformer, MethodTests):
     method = VmtAdapter()
-    refused = GATED_NORMS
 
 
 class TestVmtAdapterLite(OnTransformer, MethodTests):
     method = VmtAdapterLite()
-    refused = GATED_NORMS
 
 
 def test_no_built_in_method_is_left_out(built_in: Callable[[str], set[str]]) -> None:
@@ -225,18 +218,33 @@ class Surprised(Mistaken):
 
 
 class Lenient(Lora):
-    def check(self, settings: MethodSettings) -> None:
-        pass
+    pass
 
 
-class Speechless(Lora):
+class Speechless(Mistaken):
     def check(self, settings: MethodSettings) -> None:
-        if settings.norms == "gated":
+        if settings.weight_decay > 1:
             raise ValueError
 
 
-class Secretive(Lora):
-    options = frozenset({"alpha", "norms"})
+class Helpless(Mistaken):
+    @dataclass(frozen=True)
+    class options(Options):  # noqa: N801
+        depth: int = option(2, "")
+
+
+class Undeclared(Mistaken):
+    @dataclass(frozen=True)
+    class options(Options):  # noqa: N801
+        depth: int = 2
+
+
+class Boundless(Lora):
+    @dataclass(frozen=True)
+    class options(LoraOptions):  # noqa: N801
+        @classmethod
+        def of(cls, given: Mapping[str, Any]) -> LoraOptions:
+            return cls()
 
 
 class MovesStatistics(Mistaken):
@@ -363,14 +371,17 @@ def _added(model: nn.Module) -> list[str]:
 
 STORED, MOVES = "test_what_is_stored_lies_between_least_and_most", "test_only_what_is_stored_moves"
 RESUMES, DELTA = "test_a_resumed_run_goes_on_as_an_undisturbed_one", "test_the_delta_is_what_stored_says"
+DECLARES = "test_its_options_are_declared_with_help_and_a_default_that_makes_sense"
 CHECKS, EXTENDS = "test_it_refuses_what_it_cannot_work_with_by_a_value_error", "test_an_extension_is_the_same_each_time"
 BROKEN_METHODS: tuple[tuple[Method, str, str], ...] = (
     (SaysTooLittle(), STORED, r"after epoch 0 .* would be stored; least\(\) said .*, most\(\)"),
     (LeavesTheHead(), MOVES, "a head of its own"),
     (Surprised(), "test_asking_what_it_would_store_changes_nothing", r"least\(\) makes the model trainable"),
-    (Lenient(), CHECKS, r"check\(\) takes {'norms': 'gated'}"),
+    (Lenient(), CHECKS, r"check\(\) takes {'weight_decay': 2.0}"),
     (Speechless(), CHECKS, "without a word"),
-    (Secretive(), "test_options_that_it_does_not_list_change_nothing", "depends on one of .*rank"),
+    (Helpless(), DECLARES, "depth has no help"),
+    (Undeclared(), DECLARES, r"declared without option\(\): depth"),
+    (Boundless(), "test_values_outside_of_an_options_range_are_refused", "norms takes"),
     (MovesStatistics(), MOVES, "running statistics move"),
     (MovesMore(), MOVES, r"move, but are not stored: conv1\.0\.weight"),
     (StandsStill(), MOVES, "moved nothing"),
@@ -396,6 +407,7 @@ BROKEN_METHODS: tuple[tuple[Method, str, str], ...] = (
 def test_a_broken_method_fails(method: Method, test: str, match: str) -> None:
     suite = TestVmtAdapter() if isinstance(method, VmtAdapter) else TestLora()
     suite.method = method  # type: ignore[misc]
+    suite.refused = ({"weight_decay": 2.0},)  # type: ignore[misc]
     with pytest.raises(AssertionError, match=match):
         getattr(suite, test)()
 

@@ -5,13 +5,12 @@ from taps_ssf import Ssf
 from taps_registry.plugins.testing import MethodTests
 
 SMALL = {"img_size": 32}
-SCALES_ONLY = {"arguments": {"shift": False}, "norms": "frozen"}
+SCALES_ONLY = {"shift": False, "norms": "frozen"}
 
 
 class TestSsf(MethodTests):
     method = Ssf()
     model, arguments = "test_vit", SMALL
-    refused = ({"norms": "gated"}, {"arguments": {"shift": "maybe"}}, {"arguments": {"scale": True}})
 
     def test_a_layer_takes_a_scale_and_a_shift_for_each_output(self) -> None:
         settings = self.told(norms="frozen")
