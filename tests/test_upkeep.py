@@ -289,7 +289,7 @@ def test_verify_finds_an_artifact_of_another_base_and_names_the_task(
     stored = registry._context.store.put(tmp_path / "other")
     with registry._context.catalog.write() as session:
         session.execute(
-            text("INSERT INTO taps_objects VALUES (:digest, :size, 'artifact', '2026-01-01', NULL)"),
+            text("INSERT INTO taps_objects VALUES (:digest, '', :size, 'artifact', '2026-01-01')"),
             {"digest": stored.digest, "size": stored.size},
         )
         session.execute(

@@ -27,7 +27,7 @@ from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step
 
 CHECKPOINT = "checkpoint.safetensors"
-LAYOUT = 13  # of checkpoints; rises when training could not go on, or not the same, from one of before
+LAYOUT = 1  # of checkpoints; rises when training could not go on, or not the same, from one of before
 
 
 class Trainer:
