@@ -237,7 +237,7 @@ class Trainer:
         if not path.exists():
             return
         state = checkpoint.load(path)
-        if state.get("layout") != LAYOUT:
+        if state["layout"] != LAYOUT:
             raise TrainingError(
                 "This run was started by a different version of taps-registry and cannot be resumed identically. "
                 "Resume it with that version, or give it up with `taps-registry remove` and add the task anew."
