@@ -133,6 +133,7 @@ def _base(layers: int) -> Base:
         model="resnet50",
         arguments={},
         plugin="resnet",
+        plugin_version="taps-registry 0.1.0",
         digest="a" * 64,
         object="b" * 64,
         params=25_557_032,
@@ -155,7 +156,7 @@ def _insert(session: Session, numbers: range, base_id: int, layer_ids: list[int]
         opened = [chance.random() < 0.1 for _ in layer_ids]
         weights = LAYER_PARAMS * sum(opened)
         size = 4 * (weights + 310_000)
-        objects.append({"digest": digest, "size": size, "kind": "artifact", "created": moment})
+        objects.append({"digest": digest, "checksum": digest, "size": size, "kind": "artifact", "created": moment})
         tasks.append(
             {
                 "id": number + 1,
@@ -190,6 +191,7 @@ def _insert(session: Session, numbers: range, base_id: int, layer_ids: list[int]
                 "digest": digest,
                 "method": "taps",
                 "encoding": "fp32",
+                "packages": {"form fp32": "taps-registry 0.1.0", "method taps": "taps-registry 0.1.0"},
                 "open_layers": sum(opened),
                 "gated_layers": len(opened),
                 "params_weights": weights,

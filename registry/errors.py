@@ -5,7 +5,7 @@
     TapsError                 1
     ├── SettingsError         2   an invalid option or value (click's own usage errors exit with 2 too)
     ├── HomeError             3   no registry here, or the database belongs to another one
-    ├── SchemaError           4   the catalog is missing, or older or newer than this version
+    ├── SchemaError           4   the catalog is missing, or of another version
     ├── NotFoundError         5   an unknown base, task or run
     ├── NameTakenError        6   the name of a base or task is in use
     ├── DataError             7   images or classes that cannot be used for training or evaluation

@@ -101,7 +101,7 @@ class Base:
         model: timm's name of it.
         arguments: what ``timm.create_model`` got beside the name.
         plugin: which architecture plugin laid out its layers.
-        plugin_version: the package that brought it, with its version; empty for bases of earlier catalogs.
+        plugin_version: the package that brought it, with its version.
         digest: SHA-256 over its tensors' names, shapes, dtypes and bytes: its identity.
         object: SHA-256 of the file that holds them.
         params: values in its parameters, classifier included.
@@ -114,6 +114,7 @@ class Base:
     model: str
     arguments: Mapping[str, Any]
     plugin: str
+    plugin_version: str
     digest: str
     object: str
     params: int
@@ -122,7 +123,6 @@ class Base:
     input: InputConfig
     created: datetime
     layers: tuple[LayerInfo, ...] = ()
-    plugin_version: str = ""
 
 
 @dataclass(frozen=True)

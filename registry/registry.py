@@ -97,7 +97,7 @@ class Registry:
 
         Raises:
             HomeError: if there is none, or the database belongs to another registry.
-            SchemaError: if the catalog is older or newer than this version.
+            SchemaError: if there is no catalog, or one of another version.
         """
         folder, who, catalog = _find(home, database)
         with closed_on_error(catalog):
@@ -114,7 +114,7 @@ class Registry:
 
         Raises:
             HomeError: if there is no registry.
-            SchemaError: if the catalog is newer than this version.
+            SchemaError: if there is no catalog, or one whose revision this version does not know.
         """
         folder, who, catalog = _find(home, database)
         with closed_on_error(catalog):

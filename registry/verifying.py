@@ -182,7 +182,7 @@ def _artifact(context: Context, seen: _Seen, task: Task, base_digest: str) -> It
         "preprocessing": (header.config(), task.input),
         "method": (header.method, task.method),
         "encoding": (header.encoding, task.encoding),
-        "packages": (dict(header.packages) if task.packages else {}, dict(task.packages)),
+        "packages": (dict(header.packages), dict(task.packages)),
         "shared object": (header.common, seen.shared.get(task.name, "")),
         "bytes": (size, task.bytes),
         "open layers": (sum(gate.open for gate in header.layers), task.open_layers),
@@ -246,6 +246,6 @@ def _checksums(context: Context, objects: Iterable[ObjectRow]) -> Iterator[Probl
 
     for row in objects:
         with suppress(TapsError):
-            if row.checksum is not None and checksum(context.store.path(row.digest)) != row.checksum:
+            if checksum(context.store.path(row.digest)) != row.checksum:
                 what = "its BLAKE3 differs from the catalog; the file is intact (its SHA-256 matches)"
                 yield Problem(f"object {row.digest}", f"{what}, but loading it is slower")

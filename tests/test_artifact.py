@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -28,18 +27,16 @@ from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Delta, LayerState
 from taps_registry.registry.errors import IntegrityError, PluginError, StorageError, TapsError
 from taps_registry.registry.store.artifact import (
-    Header,
-    key,
     payload,
     read_artifact,
     read_header,
-    recode_artifact,
     tensor_bytes,
     text_and_index,
     write_artifact,
 )
+from taps_registry.registry.store.header import Header, key
 from taps_registry.registry.store.objects import ObjectStore
-from taps_registry.registry.store.packed import KEY, LONGEST, WORDS, open_packed, write_packed
+from taps_registry.registry.store.packed import LONGEST, WORDS, open_packed, write_packed
 from taps_registry.registry.store.tensors import digest
 
 ENCODINGS = {"fp32": Float32(), "bf16": BFloat16()}
@@ -100,6 +97,8 @@ def write(path: Path, encoding: str = "fp32", values: dict[str, Tensor] | None =
         method="taps",
         classes=("dark", "gréy", "light"),
         input=INPUT,
+        extension={},
+        common="",
     )
 
 
@@ -173,6 +172,8 @@ def test_a_variance_stays_what_it_is_nearly_and_above_zero(tmp_path: Path, name:
         method="taps",
         classes=("a", "b"),
         input=INPUT,
+        extension={},
+        common="",
     )
     found = read_artifact(tmp_path / "a", base, digest(base), PLUGINS)[1]["bn.running_var"]
     assert found.min() > 0
@@ -183,22 +184,9 @@ def test_a_variance_stays_what_it_is_nearly_and_above_zero(tmp_path: Path, name:
         assert (off.abs() <= moved.abs() / 16 + 1e-6).all()
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "int3"])
-def test_vectors_and_norms_of_earlier_artifacts_are_read(tmp_path: Path, form: str) -> None:
-    """They stored vectors exactly under the encoding's name, and norms as they are."""
-    write(tmp_path / "a")
-    change(tmp_path / "a", entry("conv.bias", encoding=form))
-    assert digest(read(tmp_path / "a")[1]) == digest(task_tensors())
-    change(tmp_path / "a", tensor("conv.bias", torch.ones(5)))
-    with pytest.raises(
-        IntegrityError, match=r"conv.bias of an artifact cannot be decoded: expected torch.float32 \(4,\)"
-    ):
-        read(tmp_path / "a")
-
-
 def test_the_header_says_what_the_artifact_is(written: Path, encoding: str) -> None:
     header = read_header(written)
-    assert (header.format, header.method, header.encoding) == (4, "taps", encoding)
+    assert (header.format, header.method, header.encoding) == (1, "taps", encoding)
     assert header.base == digest(base_tensors())
     assert header.classes == ("dark", "gréy", "light")
     assert header.input == INPUT
@@ -312,9 +300,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]
     "an encoding that is no text": (entry("conv.bias", encoding=["fp32"]), "artifact"),
     "an entry of unknown fields": (entry("fc.bias", colour="red"), "is not an artifact"),
     "an entry that is no object": (lambda h, t: h["tensors"].update({"fc.bias": 1}), "is not an artifact"),
-    "a newer format": (field(format=5), r"format 5 is not one of \(1, 2, 3, 4\): a newer taps-registry wrote it"),
+    "a newer format": (field(format=2), r"it has format 2, this version reads 1\. Type: pip install --upgrade"),
+    "an unknown format": (field(format=0), "it has the unknown format 0, this version reads 1"),
+    "a format that is no number": (field(format="1"), "it has the unknown format '1', this version reads 1"),
     "no format": (without("format", where="header"), "is not an artifact"),
-    "a field missing": (without("classes", where="header"), "is not an artifact"),
+    **{
+        f"no {name}": (without(name, where="header"), "is not an artifact")
+        for name in ("classes", "extension", "common", "packages")
+    },
     "a field too many": (field(colour="red"), "is not an artifact"),
     "classes that are no list": (field(classes=3), "is not an artifact"),
     "layers that are no list": (field(layers=None), "is not an artifact"),
@@ -351,12 +344,8 @@ def test_an_artifact_read_against_another_base_is_refused(written: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "1", '"text"', "{}", "{", "NaN", "[" * 100_000, "9" * 5000])
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_header_that_is_not_ours_is_refused(tmp_path: Path, text: str, packed: bool) -> None:
-    if packed:
-        write_packed(tmp_path / "a", {"a": torch.ones(1)}, text)
-    else:
-        save_file({"a": torch.ones(1)}, tmp_path / "a", {KEY: text})
+def test_a_header_that_is_not_ours_is_refused(tmp_path: Path, text: str) -> None:
+    write_packed(tmp_path / "a", {"a": torch.ones(1)}, text)
     with pytest.raises(IntegrityError, match="is not an artifact of this registry"):
         read(tmp_path / "a")
 
@@ -471,33 +460,6 @@ def test_a_bundle_is_refused_that_has(tmp_path: Path, damage: str) -> None:
         read(tmp_path / "a")
 
 
-def as_format_2(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
-    """Tensors each had a place of their own in the file, and the text was not compressed."""
-    save_file(tensors, path, {KEY: text})
-
-
-def as_format_3(path: Path, text: str, tensors: dict[str, Tensor]) -> None:
-    """The text was in the metadata, and only small tensors were in the bundle, if there were any."""
-    listed = [(name, str(one.dtype).removeprefix("torch."), one.shape) for name, one in sorted(tensors.items())]
-    raw = zlib.compress(f"{text}\n{json.dumps(listed)}".encode())
-    small = [one.contiguous().reshape(-1).view(torch.uint8) for _, one in sorted(tensors.items())]
-    save_file({"::small": torch.cat(small)} if small else {}, path, {KEY: base64.b64encode(raw).decode()})
-
-
-@pytest.mark.parametrize(("number", "write_old"), [(2, as_format_2), (3, as_format_3)])
-def test_artifacts_of_earlier_formats_are_read(
-    written: Path, tmp_path: Path, number: int, write_old: Callable[[Path, str, dict[str, Tensor]], None]
-) -> None:
-    with open_packed(written) as file:
-        tensors = {name: file.tensor(name) for name in file.names()}
-        text = file.text.replace('"format":4', f'"format":{number}')
-    write_old(tmp_path / "old", text, tensors)
-    assert digest(read(tmp_path / "old")[1]) == digest(read(written)[1])
-    assert read_header(tmp_path / "old").format == number
-    recode_artifact(tmp_path / "new", tmp_path / "old", base_tensors(), PLUGINS.encoding("fp32"), PLUGINS)
-    assert read_header(tmp_path / "new").format == 4
-
-
 def test_a_file_is_read_without_the_package_as_documented(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = (Path(__file__).parents[1] / "docs/artifact-format.md").read_text(encoding="utf-8")
     example = described.partition("without the package:\n\n```python\n")[2].partition("```")[0]
@@ -509,13 +471,6 @@ def test_a_file_is_read_without_the_package_as_documented(written: Path, monkeyp
         assert found["header"] == json.loads(file.text)
 
 
-def test_an_artifact_of_format_3_may_have_no_small_tensors(tmp_path: Path) -> None:
-    raw = zlib.compress(b"{}\n[]")
-    save_file({"large": torch.ones(3)}, tmp_path / "a", {KEY: base64.b64encode(raw).decode()})
-    with open_packed(tmp_path / "a") as file:
-        assert (file.text, file.names()) == ("{}", {"large"})
-
-
 def test_a_file_of_three_classes_says_what_it_is_in_a_hundredth_of_its_tensors(tmp_path: Path) -> None:
     head = {"fc.weight": torch.randn(3, 2048), "fc.bias": torch.randn(3)}
     layers = tuple(LayerState(f"layer{index}.conv", open=False) for index in range(54))
@@ -523,7 +478,18 @@ def test_a_file_of_three_classes_says_what_it_is_in_a_hundredth_of_its_tensors(t
     shape = {"size": [3, 192, 192], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     shown = {**shape, "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center"}
     path, roles = tmp_path / "a", dict.fromkeys(head, "head")
-    write_artifact(path, Delta(head, layers), head, roles, ENCODINGS["fp32"], PLUGINS, input=shown, **about)
+    write_artifact(
+        path,
+        Delta(head, layers),
+        head,
+        roles,
+        ENCODINGS["fp32"],
+        PLUGINS,
+        input=shown,
+        extension={},
+        common="",
+        **about,
+    )
     tensors = sum(tensor.nbytes for tensor in head.values())
     assert tensors < path.stat().st_size < 1.01 * tensors
     assert read_header(path).layers == ()

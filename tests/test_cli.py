@@ -408,7 +408,7 @@ def test_verify_exits_with_9_and_names_what_is_missing(cli: Cli, copied: Path, f
 
 def test_verify_counts_one_problem_as_one(cli: Cli, copied: Path) -> None:
     with closing(sqlite3.connect(copied / "catalog.sqlite")) as catalog, catalog:
-        catalog.execute("INSERT INTO taps_objects VALUES (?, 1, 'artifact', '2026-01-01', NULL)", ["0" * 64])
+        catalog.execute("INSERT INTO taps_objects VALUES (?, '', 1, 'artifact', '2026-01-01')", ["0" * 64])
     result = cli("--home", copied, "verify")
     assert (result.code, result.err.strip()) == (9, "1 problem.")
 

@@ -206,10 +206,11 @@ def test_the_same_is_found_in_postgresql(new_postgres: Callable[[], str]) -> Non
     with closing(Catalog(new_postgres())) as catalog:
         schema.upgrade(catalog)
         with catalog.connect_to_write() as connection:
-            connection.exec_driver_sql("INSERT INTO taps_objects VALUES ('d', 1, 'base', now(), NULL)")
+            connection.exec_driver_sql("INSERT INTO taps_objects VALUES ('d', '', 1, 'base', now())")
             connection.exec_driver_sql(
-                "INSERT INTO taps_base_models (id, name, model, arguments, plugin, digest, object_digest, params, "
-                "backbone_params, input, created) VALUES (1, 'b', 'm', '[]', 'p', 'd', 'd', 1, 1, '{}', now())"
+                "INSERT INTO taps_base_models (id, name, model, arguments, plugin, plugin_version, digest, "
+                "object_digest, params, backbone_params, input, created) "
+                "VALUES (1, 'b', 'm', '[]', 'p', 'p 1', 'd', 'd', 1, 1, '{}', now())"
             )
         with catalog.read() as session:
             found = list(cells(session.connection()))

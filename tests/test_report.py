@@ -41,7 +41,6 @@ from taps_registry.registry.reporting.page import render
 from taps_registry.registry.reporting.scales import linear, logarithmic
 from taps_registry.registry.reporting.scatter import scatter
 from taps_registry.registry.reporting.shares import share_text
-from taps_registry.registry.training import checkpoint
 from taps_registry.registry.training.progress import EpochResult, Progress
 
 Add = Callable[..., Task]
@@ -148,28 +147,21 @@ class StopsAfterTheFirst(Progress):
             raise KeyboardInterrupt
 
 
-def test_a_run_resumes_from_a_checkpoint_that_has_no_scores_yet(registry: Registry, add: Add) -> None:
-    undisturbed = add("undisturbed", **GATED)
-    with pytest.raises(Interrupted):
-        add("task", **GATED, progress=StopsAfterTheFirst())
-    path = registry.home / "runs" / registry.runs("task")[0].id / "checkpoint.safetensors"
-    state = checkpoint.load(path)
-    for epoch in state["history"]:
-        del epoch["scores"]
-    checkpoint.save(path, state)
-    task = registry.resume_task("task")
-    assert task.digest == undisturbed.digest
-    history = read_history(path.with_name(HISTORY))
-    assert [epoch.epoch for epoch in history.epochs] == [2, 3]
-
-
-def test_a_missing_damaged_or_older_history_is_none(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_history_is_none(tmp_path: Path) -> None:
     path = tmp_path / HISTORY
     assert read_history(path) == History()
-    for text in ("", "{", "[1]", "{}", '[{"epoch": 1}]', '[{"epoch": 1, "best": true, "scores": 3}]', "\xff"):
+    for text in (
+        "",
+        "{",
+        "[1]",
+        "{}",
+        '[{"epoch": 1, "best": true}]',
+        '[{"epoch": 1, "best": true, "scores": 3}]',
+        "\xff",
+    ):
         path.write_text(text, "latin-1")
         assert read_history(path) == History()
-    path.write_text('[{"epoch": 1, "best": true}]')
+    path.write_text('[{"epoch": 1, "best": true, "scores": {}}]')
     assert read_history(path) == History((), best=1)
     path.write_text('[{"epoch": 2, "best": true, "scores": {"a": NaN, "b": 0.5}}]')
     assert read_history(path) == History((EpochScores(2, {"b": 0.5}),), best=2)

@@ -287,10 +287,11 @@ def test_verify_finds_an_artifact_of_another_base_and_names_the_task(
         tensors = {name: file.tensor(name) for name in file.names()}
     write_packed(tmp_path / "other", tensors, header)
     stored = registry._context.store.put(tmp_path / "other")
+    content = (tmp_path / "other").read_bytes()
     with registry._context.catalog.write() as session:
         session.execute(
-            text("INSERT INTO taps_objects VALUES (:digest, :size, 'artifact', '2026-01-01', NULL)"),
-            {"digest": stored.digest, "size": stored.size},
+            text("INSERT INTO taps_objects VALUES (:digest, :checksum, :size, 'artifact', '2026-01-01')"),
+            {"digest": stored.digest, "checksum": blake3(content).hexdigest(), "size": stored.size},
         )
         session.execute(
             text("UPDATE taps_artifacts SET digest = :new WHERE digest = :old"),

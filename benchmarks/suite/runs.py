@@ -17,7 +17,8 @@ from typing import Any
 from taps_registry import Registry
 from taps_registry.registry.errors import TapsError
 from taps_registry.registry.records import Base, Task
-from taps_registry.registry.store.artifact import HEAD, read_header, tensor_bytes
+from taps_registry.registry.store.artifact import read_header, tensor_bytes
+from taps_registry.registry.store.header import HEAD
 from taps_registry.registry.store.objects import ObjectStore
 
 from ..conditions import conditions

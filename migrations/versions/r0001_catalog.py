@@ -1,4 +1,4 @@
-"""The first catalog: bases, layers, tasks, artifacts, runs, budgets, objects.
+"""The catalog: objects, bases with their layers, tasks, what tasks have in common, runs, artifacts, budgets.
 
 Revision ID: r0001
 Revises: nothing
@@ -17,6 +17,7 @@ def upgrade() -> None:
     op.create_table(
         "taps_objects",
         sa.Column("digest", sa.String(length=64), nullable=False, comment="SHA-256 of the file, hexadecimal"),
+        sa.Column("checksum", sa.String(length=64), nullable=False, comment="BLAKE3 of the file, hexadecimal"),
         sa.Column("size", sa.BigInteger(), nullable=False, comment="bytes"),
         sa.Column("kind", sa.String(length=16), nullable=False, comment="base or artifact"),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
@@ -36,6 +37,9 @@ def upgrade() -> None:
         sa.Column("arguments", sa.JSON(), nullable=False, comment="of timm.create_model"),
         sa.Column(
             "plugin", sa.String(length=128), nullable=False, comment="architecture plugin that laid out the layers"
+        ),
+        sa.Column(
+            "plugin_version", sa.String(length=256), nullable=False, comment="package that brought it, and its version"
         ),
         sa.Column(
             "digest",
@@ -109,6 +113,43 @@ def upgrade() -> None:
     op.create_index(op.f("ix_taps_tasks_base_id"), "taps_tasks", ["base_id"])
 
     op.create_table(
+        "taps_common",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("base_id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("method", sa.String(length=64), nullable=False),
+        sa.Column("arguments", sa.JSON(), nullable=False, comment="what the method extends a model with"),
+        sa.Column("object_digest", sa.String(length=64), nullable=True, comment="none while its first task trains"),
+        sa.Column("params", sa.BigInteger(), nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["base_id"], ["taps_base_models.id"], name=op.f("fk_taps_common_base_id_taps_base_models")
+        ),
+        sa.ForeignKeyConstraint(
+            ["object_digest"], ["taps_objects.digest"], name=op.f("fk_taps_common_object_digest_taps_objects")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_taps_common")),
+        sa.UniqueConstraint("base_id", "name", name=op.f("uq_taps_common_base_id_name")),
+    )
+    op.create_index(op.f("ix_taps_common_object_digest"), "taps_common", ["object_digest"])
+    op.create_table(
+        "taps_common_tasks",
+        sa.Column("task_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("common_id", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["common_id"], ["taps_common.id"], name=op.f("fk_taps_common_tasks_common_id_taps_common")
+        ),
+        sa.ForeignKeyConstraint(
+            ["task_id"],
+            ["taps_tasks.id"],
+            name=op.f("fk_taps_common_tasks_task_id_taps_tasks"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("task_id", name=op.f("pk_taps_common_tasks")),
+    )
+    op.create_index(op.f("ix_taps_common_tasks_common_id"), "taps_common_tasks", ["common_id"])
+
+    op.create_table(
         "taps_runs",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("task_id", sa.Integer(), nullable=True),
@@ -143,6 +184,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("method", sa.String(length=64), nullable=False),
         sa.Column("encoding", sa.String(length=64), nullable=False),
+        sa.Column("packages", sa.JSON(), nullable=False, comment="package and version of its method and of each form"),
         sa.Column("open_layers", sa.Integer(), nullable=False),
         sa.Column("gated_layers", sa.Integer(), nullable=False, comment="layers the method could have stored"),
         sa.Column("params_weights", sa.BigInteger(), nullable=False),
@@ -191,23 +233,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_index("ix_taps_artifact_layers_layer_id", "taps_artifact_layers")
-
-    op.drop_table("taps_artifact_layers")
-    op.drop_index(op.f("ix_taps_artifacts_run_id"), "taps_artifacts")
-    op.drop_index(op.f("ix_taps_artifacts_digest"), "taps_artifacts")
-
-    op.drop_table("taps_artifacts")
-    op.drop_index(op.f("ix_taps_runs_task_id"), "taps_runs")
-
-    op.drop_table("taps_runs")
-    op.drop_index(op.f("ix_taps_tasks_base_id"), "taps_tasks")
-
-    op.drop_table("taps_tasks")
-    op.drop_table("taps_layers")
-    op.drop_table("taps_budgets")
-    op.drop_index(op.f("ix_taps_base_models_object_digest"), "taps_base_models")
-
-    op.drop_table("taps_base_models")
-    op.drop_table("taps_registry")
-    op.drop_table("taps_objects")
+    for name in (
+        *("artifact_layers", "artifacts", "runs", "common_tasks", "common", "tasks", "layers", "budgets"),
+        *("base_models", "registry", "objects"),
+    ):
+        op.drop_table(f"taps_{name}")

@@ -57,12 +57,10 @@ class Integers(Encoding):
         return torch.round(rows / steps).clamp(-self.largest, self.largest)
 
     def decode(self, parts: Mapping[str, Tensor], base: Tensor) -> Tensor:
-        if base.ndim < 2:  # in artifacts of before ``vectors``
-            return expect(parts, "", tuple(base.shape), torch.float32)
         packed = expect(parts, "", (packed_bytes(base.numel(), self.bits),), torch.uint8)
-        scale = expect(parts, "scale", (len(base),), torch.float32)
+        scale = expect(parts, "scale", tuple(base.shape[:1]), torch.float32).reshape(-1, 1)
         codes = unpack(packed, self.bits, base.numel()) - self.largest
-        delta = codes.to(torch.float32).reshape(len(base), -1) * scale[:, None]
+        delta = codes.to(torch.float32).reshape(len(scale), -1) * scale
         return base + delta.reshape(base.shape)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

@@ -68,13 +68,13 @@ def require_free(session: Session, name: str) -> None:
 
 
 def add_object(session: Session, digest: str, size: int, kind: str, checksum: str) -> None:
-    """Record an object; one that is recorded already gets its checksum anew, which it may have been without."""
+    """Record an object, which may be recorded already."""
     session.merge(ObjectRow(digest=digest, size=size, kind=kind, checksum=checksum))
     session.flush()
 
 
 def checksum(session: Session, digest: str) -> str | None:
-    """The checksum of an object; None if there is no such object, or it was recorded without."""
+    """The checksum of an object; None if there is no such object."""
     return session.scalar(select(ObjectRow.checksum).where(ObjectRow.digest == digest))
 
 

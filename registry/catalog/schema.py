@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 from ..errors import SchemaError
 from .engine import Catalog
 
-REVISION = "r0004"  # the newest one under migrations/versions (a test holds them together)
+REVISION = "r0001"  # the one under migrations/versions (a test holds them together)
 VERSION_TABLE = "taps_alembic_version"
 
 
@@ -26,19 +26,9 @@ def check(catalog: Catalog) -> None:
         SchemaError: naming both revisions and what to type.
     """
     found = current(catalog)
-    if found == REVISION:
-        return
     if found is None:
         raise SchemaError(f"{catalog.address} contains no catalog yet. Type: taps-registry init")
-    if found > REVISION:
-        raise SchemaError(
-            f"The catalog at {catalog.address} has revision {found}, but this version needs {REVISION}. "
-            "Type: pip install --upgrade taps-registry"
-        )
-    raise SchemaError(
-        f"The catalog at {catalog.address} has revision {found}, but this version needs {REVISION}. "
-        "Type: taps-registry upgrade"
-    )
+    _require_known(catalog, found)
 
 
 def upgrade(catalog: Catalog) -> tuple[str | None, str]:
@@ -48,22 +38,14 @@ def upgrade(catalog: Catalog) -> tuple[str | None, str]:
         The revisions before and after.
 
     Raises:
-        SchemaError: if the catalog is newer than this version.
+        SchemaError: if this version does not know the catalog's revision.
     """
     from alembic import command
-    from alembic.util import CommandError
 
     with catalog.connect_to_write() as connection:
         before = _current(connection)
-        if before is not None and before > REVISION:
-            raise SchemaError(
-                f"The catalog at {catalog.address} has revision {before}, newer than this version's {REVISION}. "
-                "Type: pip install --upgrade taps-registry"
-            )
-        try:
-            command.upgrade(alembic_config(connection), REVISION)
-        except CommandError as error:
-            raise SchemaError(f"The catalog at {catalog.address} has the unknown revision {before}: {error}") from error
+        _require_known(catalog, before)
+        command.upgrade(alembic_config(connection), REVISION)
     return before, REVISION
 
 
@@ -75,6 +57,14 @@ def alembic_config(connection: Connection) -> Any:
     config.set_main_option("script_location", "taps_registry:migrations")
     config.attributes["connection"] = connection
     return config
+
+
+def _require_known(catalog: Catalog, found: str | None) -> None:
+    if found not in (None, REVISION):
+        raise SchemaError(
+            f"The catalog at {catalog.address} has revision {found}, but this version knows only {REVISION}. "
+            "Type: pip install --upgrade taps-registry"
+        )
 
 
 def _current(connection: Connection) -> str | None:

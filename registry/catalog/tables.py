@@ -56,12 +56,10 @@ class ObjectRow(Row):
     __tablename__ = "taps_objects"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True, comment="SHA-256 of the file, hexadecimal")
+    checksum: Mapped[str] = mapped_column(String(64), comment="BLAKE3 of the file, hexadecimal")
     size: Mapped[int] = mapped_column(LargeWhole, comment="bytes")
     kind: Mapped[str] = mapped_column(String(16), comment="base or artifact")
     created: Mapped[datetime] = mapped_column(default=now)
-    checksum: Mapped[str | None] = mapped_column(
-        String(64), comment="BLAKE3 of the file, hexadecimal; none if a version before this column put it there"
-    )
 
 
 class BaseRow(Row):
@@ -74,9 +72,7 @@ class BaseRow(Row):
     model: Mapped[str] = mapped_column(String(256), comment="timm's name of the architecture")
     arguments: Mapped[dict[str, Any]] = mapped_column(comment="of timm.create_model")
     plugin: Mapped[str] = mapped_column(String(128), comment="architecture plugin that laid out the layers")
-    plugin_version: Mapped[str] = mapped_column(
-        String(256), server_default="", comment="package that brought it, and its version"
-    )
+    plugin_version: Mapped[str] = mapped_column(String(256), comment="package that brought it, and its version")
     digest: Mapped[str] = mapped_column(String(64), comment="SHA-256 over names, shapes, dtypes and bytes of tensors")
     object_digest: Mapped[str] = mapped_column(ForeignKey("taps_objects.digest"), index=True)
     params: Mapped[int] = mapped_column(LargeWhole, comment="values in parameters, classifier included")
@@ -181,6 +177,7 @@ class ArtifactRow(Row):
     digest: Mapped[str] = mapped_column(ForeignKey("taps_objects.digest"), index=True)
     method: Mapped[str] = mapped_column(String(64))
     encoding: Mapped[str] = mapped_column(String(64))
+    packages: Mapped[dict[str, Any]] = mapped_column(comment="package and version of its method and of each form")
     open_layers: Mapped[int]
     gated_layers: Mapped[int] = mapped_column(comment="layers the method could have stored")
     params_weights: Mapped[int] = mapped_column(LargeWhole)
@@ -191,9 +188,6 @@ class ArtifactRow(Row):
     settings: Mapped[dict[str, Any]] = mapped_column(JsonSettings)
     run_id: Mapped[str | None] = mapped_column(ForeignKey("taps_runs.id", ondelete="SET NULL"), index=True)
     created: Mapped[datetime] = mapped_column(default=now)
-    packages: Mapped[dict[str, Any]] = mapped_column(
-        default=dict, server_default="{}", comment="package and version of its method and of each form"
-    )
 
 
 CURRENT = and_(ArtifactRow.task_id == TaskRow.id, ArtifactRow.version == TaskRow.current_version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Row, Select, select
@@ -25,8 +25,8 @@ class Published:
         digest: SHA-256 of its file.
         checksum: BLAKE3 of its file.
         metrics: of the stored artifact.
-        common: what the task trained for others too, an object of its own.
         packages: as in the artifact's header.
+        common: what the task trained for others too, an object of its own.
     """
 
     digest: str
@@ -42,8 +42,8 @@ class Published:
     metrics: dict[str, float]
     settings: dict[str, Any]
     layers: Sequence[TaskLayer]
+    packages: Mapping[str, str]
     common: PublishedCommon | None = None
-    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 def reserve(session: Session, name: str, base: str) -> TaskRow:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ...plugins.architectures.pieces import Pieces, tensor_of
 from ..errors import IntegrityError
 from ..models.bases import Blank, LoadedBase
-from ..store.artifact import Header, read_artifact
+from ..store.artifact import read_artifact
+from ..store.header import Header
 from ..store.tensors import read_tensors
 
 

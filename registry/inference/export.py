@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from ..errors import IntegrityError, SettingsError, first_line
 from ..home import require_outside
 from ..records import Base
-from ..store.artifact import Header
 from ..store.files import in_place
+from ..store.header import Header
 from ..store.tensors import digest, write_tensors
 from .compose import Composed
 

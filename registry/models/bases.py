@@ -227,8 +227,7 @@ def _require_plugin(plugins: PluginManager, base: Base) -> None:
     if base.plugin not in plugins.architectures():
         raise PluginError(
             f"The layers of the base {base.name!r} were partitioned by the plugin {base.plugin!r} of "
-            f"{base.plugin_version or 'an unknown package'}, which was not found. Install it; `taps-registry plugins` "
-            "lists what was found."
+            f"{base.plugin_version}, which was not found. Install it; `taps-registry plugins` lists what was found."
         )
 
 
@@ -242,9 +241,8 @@ def _as_laid_out(plugins: PluginManager, base: Base, model: nn.Module) -> Partit
         before, now = map(_shown, differing)
         raise PluginError(
             f"The plugin {base.plugin!r} of {plugins.origin(architecture)} partitions the layers of {base.name!r} "
-            f"differently from {base.plugin_version or 'the earlier version'}, which was used when the base was added. "
-            f"The first that differs: {before} before, {now} now. Install that version of it, and the version of timm "
-            "that was used then."
+            f"differently from {base.plugin_version}, which was used when the base was added. The first that differs: "
+            f"{before} before, {now} now. Install that version of it, and the version of timm that was used then."
         )
     return partition
 

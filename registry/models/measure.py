@@ -11,7 +11,8 @@ from ...plugins.architectures.pieces import Pieces
 from ...plugins.encodings import Encoding
 from ...plugins.methods import Stored
 from ..records import Footprint, LayerInfo, Params
-from ..store.artifact import HEAD, NORMS, WEIGHTS, payload
+from ..store.artifact import payload
+from ..store.header import HEAD, NORMS, WEIGHTS
 
 
 def roles(partition: Partition) -> dict[str, str]:

@@ -30,7 +30,7 @@ class History:
     """What a finished run wrote down.
 
     Attributes:
-        epochs: those that have scores, in order; none for a method without scores, or a run of an earlier version.
+        epochs: those that have scores, in order; none for a method without scores.
         best: the epoch that was stored; 0 if the run wrote nothing down.
     """
 
@@ -127,7 +127,7 @@ def read_history(path: Path) -> History:
     try:
         epochs: Sequence[Mapping[str, Any]] = json.loads(path.read_text("utf-8"))
         best = max((int(one["epoch"]) for one in epochs if one["best"]), default=0)
-        scored = [EpochScores(int(one["epoch"]), _finite(one.get("scores", {}))) for one in epochs]
+        scored = [EpochScores(int(one["epoch"]), _finite(one["scores"])) for one in epochs]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return History()
     return History(tuple(epoch for epoch in scored if epoch.scores), best)

@@ -1,15 +1,11 @@
-"""The artifact: one safetensors file a task version. Written once, checked in full before any tensor is used.
-
-All that is not tensors is one JSON text before them. See docs/artifact-format.md.
-"""
+"""The artifact: one safetensors file a task version. Written once, checked in full before any tensor is used."""
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,117 +20,14 @@ from ...plugins.encodings.low_rank import LowRankForm
 from ...plugins.manager import PluginManager
 from ...plugins.methods import Delta
 from ..errors import IntegrityError, PluginError, first_line
-from ..records import InputConfig
 from ..threads import side_by_side
+from .header import HEAD, NORMS, WEIGHTS, Entry, Gate, Header, key
 from .packed import INDEX, SMALL, PackedFile, open_packed, text_bytes, write_packed
 
-FORMAT = 4
-READABLE = (1, 2, 3, 4)
-WEIGHTS, NORMS, HEAD = "weights", "norms", "head"
-PARTS = "::"  # between a tensor's name and the name of an encoding's further part
 UNREADABLE = (  # what comes of reading a file of any content
     *(SafetensorError, zlib.error, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
     RuntimeError,
 )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How one tensor of the model is stored.
-
-    Attributes:
-        part: ``weights``, ``norms`` or ``head``.
-        encoding: the name of the form that decodes it; empty for the plain tensor.
-        parts: names of the encoding's parts, "" for the main one.
-        shape: of the decoded tensor.
-        dtype: of the decoded tensor, such as ``float32``.
-    """
-
-    part: str
-    encoding: str
-    parts: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Entry:
-        """Raises KeyError, TypeError or ValueError for anything that ``asdict`` does not make."""
-        made = cls(**{**raw, "parts": tuple(raw["parts"]), "shape": tuple(raw["shape"])})
-        if not all(isinstance(text, str) for text in (made.part, made.encoding, made.dtype, *made.parts)):
-            raise ValueError("part, encoding, dtype and parts of a tensor must be strings")
-        return made
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Where a layer's gate stood; the score is None for a method without scores."""
-
-    name: str
-    open: bool
-    score: float | None
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an artifact says of itself.
-
-    Attributes:
-        base: digest of the base it belongs to.
-        method: that made it.
-        encoding: of its layers.
-        classes: in the order of the head's outputs.
-        input: the ``InputConfig`` of its images, as a dict.
-        layers: those that are open or have a score, in forward order; before format 4 all of them.
-        tensors: by state-dict name; ``name[0:64]`` for rows of one.
-        extension: arguments of the method's ``extend``, if it adds modules to the model.
-        common: digest of the object that holds those tensors of them that several tasks have in common.
-        packages: of the method and each form, with their versions: ``{"method taps": "taps-registry 0.1.0"}``.
-    """
-
-    base: str
-    method: str
-    encoding: str
-    classes: tuple[str, ...]
-    input: Mapping[str, Any]
-    layers: tuple[Gate, ...]
-    tensors: Mapping[str, Entry]
-    extension: Mapping[str, Any] = field(default_factory=dict)
-    common: str = ""
-    packages: Mapping[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Header:
-        """Raises ValueError, KeyError or TypeError if the text is not what ``to_json`` writes."""
-        raw = json.loads(text)
-        if raw["format"] not in READABLE:
-            raise ValueError(f"format {raw['format']} is not one of {READABLE}: a newer taps-registry wrote it")
-        entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
-        gates = tuple(Gate(**gate) for gate in raw["layers"])
-        made = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
-        if not (isinstance(made.extension, dict) and isinstance(made.packages, dict)):
-            raise ValueError("extension and packages must be objects")
-        for text in (made.base, made.method, made.encoding, made.common, *made.classes, *(gate.name for gate in gates)):
-            if not isinstance(text, str):
-                raise ValueError(f"names of base, method, encoding, classes and layers must be strings, not {text!r}")
-        made.config()
-        return made
-
-    def config(self) -> InputConfig:
-        """What images are turned into."""
-        return InputConfig.from_json(self.input)
-
-    def keys(self) -> set[str]:
-        """Names of the tensors that the file must hold, no more and no fewer."""
-        return {key(name, part) for name, entry in self.tensors.items() for part in entry.parts}
-
-
-def key(name: str, part: str) -> str:
-    """Name in the file of a part of a tensor."""
-    return f"{name}{PARTS}{part}" if part else name
 
 
 def write_artifact(
@@ -167,7 +60,7 @@ def write_artifact(
         draft.put(name, *_smaller(form, factors.parts, original, encoding, plugins), original)
     told = [state for state in delta.layers if state.open or state.score is not None]
     gates = tuple(Gate(state.name, state.open, state.score) for state in told)
-    brought = packages(plugins, header["method"], encoding.name, draft.entries)
+    brought = packages(plugins, header["method"], encoding.name, draft.entries, {})
     made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, packages=brought, **header)
     write_packed(path, draft.tensors, made.to_json())
     return made
@@ -209,7 +102,7 @@ def recode_artifact(
             else:
                 draft.put(name, *_smaller(form, parts, draft.based[name], encoding, plugins), value)
     brought = packages(plugins, header.method, encoding.name, draft.entries, header.packages)
-    made = replace(header, encoding=encoding.name, tensors=draft.entries, packages=brought, format=FORMAT)
+    made = replace(header, encoding=encoding.name, tensors=draft.entries, packages=brought)
     write_packed(path, draft.tensors, made.to_json())
     return made
 
@@ -219,10 +112,10 @@ def packages(
     method: str,
     encoding: str,
     entries: Mapping[str, Entry],
-    before: Mapping[str, str] | None = None,
+    before: Mapping[str, str],
 ) -> dict[str, str]:
     """What an artifact says of the packages that it needs; ``before`` has those of one that it is made from."""
-    trained = (before or {}).get(f"method {method}") or plugins.package("method", method)
+    trained = before.get(f"method {method}", plugins.package("method", method))
     forms = {entry.encoding.removesuffix(COMPRESSED) for entry in entries.values() if entry.encoding}
     named = {f"form {name}": plugins.package("encoding", name) for name in {*forms, encoding.removesuffix(COMPRESSED)}}
     return {name: package for name, package in {f"method {method}": trained, **named}.items() if package}

@@ -7,7 +7,6 @@ lists what they are, compressed by zlib with a dictionary: what such texts say a
 
 from __future__ import annotations
 
-import base64
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,14 +28,13 @@ WORDS = (  # zlib's dictionary, whose end is cheapest to refer to; another one w
     b'"border""squash""bilinear"0.9,0.95,[0.5,0.5,0.5]"float16""bfloat16""float64""int64""uint8""int8""int4""int3""bf16"'
     b'"bf16-values""float8-changes""low-rank""full""lora""taps""norms"["","scale"]["down","up"]features.denseblock1.'
     b"stages.0.blocks.0.attn.qkv.weight[0:384].mlp.fc1.norm1.running_mean.running_varlayer1.0.downsample.conv1.weight"
-    b'{"base":"","classes":["","common":"","encoding":"fp32","extension":{},"format":4,"input":{"crop_mode":"center",'
+    b'{"base":"","classes":["","common":"","encoding":"fp32","extension":{},"format":1,"input":{"crop_mode":"center",'
     b'"crop_pct":0.875,1.0,"interpolation":"bicubic","mean":[0.485,0.456,0.406],"size":[3,224,224],"std":[0.229,0.224,'
     b'0.225]},"layers":[{"name":"","open":true,"score":null},],"method":"taps-rank","packages":{"form '
     b'fp32":"taps-registry 0.1.0","method taps":"taps-registry 0.1.0"},"tensors":{"fc.bias":{"dtype":'
     b'"float32","encoding":"","part":"weights","parts":[""],"shape":[]},"fc.weight":{"dtype":"float32","encoding":"",'
     b'"part":"head","parts":[""],"shape":[3,2048]}}}\n[["fc.bias","float32",[3]],["fc.weight","float32",[3,2048]]]'
 )
-KEY = "taps"  # of the metadata, where earlier formats have the text
 INDEX = 160  # most bytes that safetensors' index takes for a tensor with a name of usual length
 
 
@@ -52,13 +50,7 @@ class PackedFile:
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        before = (file.metadata() or {}).get(KEY)
-        if before is None:
-            lines, small = _decompressed(_bundle(file), WORDS)
-        elif before.startswith("{"):  # formats 1 and 2: neither compressed nor bundled
-            lines, small = f"{before}\n[]", b""
-        else:  # format 3
-            lines, small = _decompressed(base64.b64decode(before, validate=True))[0], _bundle(file)
+        lines, small = _decompressed(_bundle(file))
         self.text, listed = lines.split("\n")
         self._small = _unbundled(json.loads(listed), small)
 
@@ -112,9 +104,9 @@ def _compressed(*lines: str) -> bytes:
     return deflater.compress("\n".join(lines).encode()) + deflater.flush()
 
 
-def _decompressed(raw: bytes, words: bytes = b"") -> tuple[str, bytes]:
+def _decompressed(raw: bytes) -> tuple[str, bytes]:
     """The text, and what follows it. Raises ValueError or zlib.error."""
-    inflater = zlib.decompressobj(zdict=words)
+    inflater = zlib.decompressobj(zdict=WORDS)
     text = inflater.decompress(raw, LONGEST)
     if not inflater.eof:
         raise ValueError(f"the text is truncated, or longer than {LONGEST:,} bytes")
@@ -122,9 +114,7 @@ def _decompressed(raw: bytes, words: bytes = b"") -> tuple[str, bytes]:
 
 
 def _bundle(file: Any) -> bytes:
-    """Empty if there is none. Raises ValueError if it is of something else than bytes."""
-    if BUNDLE not in set(file.keys()):
-        return b""
+    """The text and the small tensors. Raises SafetensorError if there are none, ValueError if they are no bytes."""
     whole: Tensor = file.get_tensor(BUNDLE)
     if whole.dtype != torch.uint8:
         raise ValueError(f"{BUNDLE} has dtype {whole.dtype}, not uint8")

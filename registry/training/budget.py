@@ -16,7 +16,8 @@ from ..amounts import REMAINING, Amount, parse
 from ..catalog import bases, budgets
 from ..errors import BudgetError
 from ..models.measure import roles, values
-from ..store.artifact import HEAD, WEIGHTS, Entry, Gate, Header, codec_of, payload, text_and_index
+from ..store.artifact import codec_of, payload, text_and_index
+from ..store.header import HEAD, WEIGHTS, Entry, Gate, Header
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

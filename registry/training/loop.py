@@ -27,7 +27,7 @@ from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step
 
 CHECKPOINT = "checkpoint.safetensors"
-LAYOUT = 13  # of checkpoints; rises when training could not go on, or not the same, from one of before
+LAYOUT = 1  # of checkpoints; rises when training could not go on, or not the same, from one of before
 
 
 class Trainer:
@@ -236,7 +236,7 @@ class Trainer:
         if not path.exists():
             return
         state = checkpoint.load(path)
-        if state.get("layout") != LAYOUT:
+        if state["layout"] != LAYOUT:
             raise TrainingError(
                 "This run was started by a different version of taps-registry and cannot be resumed identically. "
                 "Resume it with that version, or give it up with `taps-registry remove` and add the task anew."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EpochResult:
     share_of_base: float
     bytes: int
     best: bool
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float]
 
 
 class Progress:

@@ -25,8 +25,9 @@ from ..fresh import with_fresh
 from ..models.bases import LoadedBase, load
 from ..models.build import create_on_meta
 from ..records import Base, Run, Task, TaskLayer
-from ..store.artifact import Header, is_exact, read_artifact, read_header, stored_params, tensor_bytes
+from ..store.artifact import is_exact, read_artifact, read_header, stored_params, tensor_bytes
 from ..store.files import checksum, file_size, sha256
+from ..store.header import Header
 from ..store.tensors import digest
 from .choosing import Draft, choose, recoded
 from .device import find_device
