@@ -9,7 +9,8 @@ from torch import nn
 from taps_registry.plugins import PluginError, Stored
 from taps_registry.plugins.architectures import Partition
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.registry.models.measure import footprint, parameters, roles
+from taps_registry.registry.models.measure import parameters, roles
+from taps_registry.registry.models.prices import Prices
 
 MODELS = {"ResNet-50": "resnet50", "ViT-S/16": "vit_small_patch16_224"}
 
@@ -49,7 +50,7 @@ def _cells(plugins: PluginManager, name: str, timm_name: str) -> tuple[str, str]
 def _cell(plugins: PluginManager, model: nn.Module, partition: Partition, stored: Stored, backbone: int) -> str:
     """Values, and bytes as a share of so many; the head is left out of both."""
     tensors = model.state_dict()
-    size = footprint(stored, tensors, roles(partition), plugins.encoding("fp32"))
+    size = Prices(tensors, roles(partition), plugins.encoding("fp32")).footprint(stored)
     head = sum(tensors[name].nbytes for name in partition.head)
     return f"{size.params.weights + size.params.norms:,} ({(size.bytes - head) / backbone:.2%})"
 

@@ -26,8 +26,8 @@ from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Delta, LayerState
 from taps_registry.registry.errors import IntegrityError, PluginError, StorageError, TapsError
+from taps_registry.registry.models.prices import Prices
 from taps_registry.registry.store.artifact import (
-    payload,
     read_artifact,
     read_header,
     tensor_bytes,
@@ -204,7 +204,7 @@ def test_the_payload_foretold_is_that_of_the_file(written: Path, encoding: str) 
     tensors = task_tensors()
     with open_packed(written) as file:
         found = sum(file.tensor(name).nbytes for name in file.names())
-    assert payload(list(tensors), tensors, ROLES, ENCODINGS[encoding]) == found
+    assert sum(price.bytes for price in Prices(tensors, ROLES, ENCODINGS[encoding]).values()) == found
 
 
 REWRITE = """

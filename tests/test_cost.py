@@ -19,7 +19,8 @@ from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Stored
 from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.errors import Interrupted, NotFoundError, SettingsError
-from taps_registry.registry.models.measure import footprint, parameters, roles
+from taps_registry.registry.models.measure import parameters, roles
+from taps_registry.registry.models.prices import Prices
 from taps_registry.registry.records import BaseCost, Params, Task
 from taps_registry.registry.store.packed import open_packed
 
@@ -340,7 +341,7 @@ def taken_apart(name: str) -> tuple[nn.Module, Partition]:
 def test_resnet50_has_the_counts_of_the_paper() -> None:
     model, partition = taken_apart("resnet50")
     stored = Stored(frozenset(partition.tensors()))
-    parts = footprint(stored, model.state_dict(), roles(partition), Float32()).params
+    parts = Prices(model.state_dict(), roles(partition), Float32()).footprint(stored).params
     assert len(partition.layers) == 53
     assert {layer.kind for layer in partition.layers} == {"conv"}
     assert parts.weights == 23_454_912

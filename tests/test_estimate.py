@@ -388,7 +388,7 @@ def test_a_dry_run_says_what_the_budget_would_refuse_and_still_says_the_cost(
         (("--method", "hard-sharing", "--own", "half"), 2, "--own must be a number of stages"),
         (("--method", "hard-sharing", "--share", "middle"), 2, "--share"),
         (("--method", "lora", "--rank", "0"), 2, "--rank"),
-        (("--method", "lora", "--norms", "gated"), 2, "--method lora has no gates for norms"),
+        (("--method", "lora", "--norms", "gated"), 2, "--method lora: --norms must be one of task, frozen"),
         (("--method", "nothing"), 12, "no method 'nothing'"),
         (("--resume",), 2, "--dry-run is for a new task"),
     ],

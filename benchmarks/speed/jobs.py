@@ -55,8 +55,8 @@ def make_job(options: Options, model: str, method: str) -> Any:
     from taps_registry.registry.data.splits import TaskData
     from taps_registry.registry.models.build import has_fixed_size, input_config
     from taps_registry.registry.models.measure import parameters
-    from taps_registry.registry.training.budget import limits
     from taps_registry.registry.training.job import Job
+    from taps_registry.registry.training.limits import limits
     from taps_registry.registry.training.settings import TaskSettings
 
     torch.manual_seed(0)

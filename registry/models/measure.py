@@ -1,4 +1,4 @@
-"""How many values and bytes a model's tensors take, by the part they play."""
+"""How many values a model's tensors have, and the part they play."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from torch import Tensor, nn
 
 from ...plugins.architectures import Layer, Partition
 from ...plugins.architectures.pieces import Pieces
-from ...plugins.encodings import Encoding
-from ...plugins.methods import Stored
-from ..records import Footprint, LayerInfo, Params
-from ..store.artifact import payload
+from ..records import LayerInfo
 from ..store.header import HEAD, NORMS, WEIGHTS
 
 
@@ -28,25 +25,6 @@ def roles(partition: Partition) -> dict[str, str]:
 def values(tensor: Tensor) -> int:
     """How many parameters a tensor counts as: its values, or none if it is an integer counter of batches."""
     return tensor.numel() if tensor.is_floating_point() else 0
-
-
-def footprint(stored: Stored, tensors: Mapping[str, Tensor], part: Mapping[str, str], encoding: Encoding) -> Footprint:
-    """What storing these takes, the artifact's header apart.
-
-    Args:
-        stored: names of values, and sizes of factors.
-        tensors: of the model, by state-dict name.
-        part: which part each plays; what a method added counts as weights.
-        encoding: of weights and norms; with one whose sizes depend on the values this is the most they take.
-    """
-    named = Pieces(tensors)
-    totals = dict.fromkeys((WEIGHTS, NORMS, HEAD), 0)
-    for name in stored.tensors:
-        totals[part.get(name, WEIGHTS)] += values(named[name])
-    for name, factors in stored.factors.items():
-        totals[part.get(name, WEIGHTS)] += factors.params
-    nbytes = sum(factors.bytes for factors in stored.factors.values())
-    return Footprint(Params(**totals), nbytes + payload(stored.tensors, named, part, encoding))
 
 
 def layer_infos(partition: Partition, tensors: Mapping[str, Tensor]) -> tuple[LayerInfo, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
@@ -296,16 +296,6 @@ def _decode(
             f"{entry.shape}."
         )
     return value
-
-
-def payload(names: Iterable[str], tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> int:
-    """Bytes that these tensors of a model would take in an artifact at most, without its header."""
-
-    def taken(name: str, tensor: Tensor) -> int:
-        codec = codec_of(name, tensor, roles, encoding)
-        return tensor.nbytes if codec is None else codec.nbytes(tuple(tensor.shape))
-
-    return sum(taken(name, tensors[name]) for name in names)
 
 
 def text_and_index(header: Header, sizes: Mapping[str, int]) -> tuple[int, dict[str, int]]:

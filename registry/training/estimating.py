@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from ...plugins.methods import Stored
 from ..amounts import parse
 from ..catalog import bases, budgets, tasks
 from ..context import Context
 from ..errors import BudgetError
 from ..home import check_name
-from ..models.measure import footprint, roles
 from ..records import Allowance, Estimate, Footprint
 from .budget import require_fit
 from .job import Job
@@ -50,16 +48,12 @@ def estimate(context: Context, name: str, base: str, settings: TaskSettings, pro
 
 def least(job: Job) -> Footprint:
     """The cheapest outcome of a job."""
-    return _footprint(job, job.method.least(job.model, job.partition, job.method_settings))
+    return job.prices.footprint(job.method.least(job.model, job.partition, job.method_settings))
 
 
 def most(job: Job) -> Footprint:
     """The dearest outcome of a job."""
-    return _footprint(job, job.method.most(job.model, job.partition, job.method_settings))
-
-
-def _footprint(job: Job, stored: Stored) -> Footprint:
-    return footprint(stored, job.model.state_dict(), roles(job.partition), job.encoding)
+    return job.prices.footprint(job.method.most(job.model, job.partition, job.method_settings))
 
 
 def _share(size: Footprint, job: Job) -> float:

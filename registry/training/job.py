@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ...plugins.architectures import Partition
+from ...plugins.architectures.pieces import Pieces
 from ...plugins.encodings import Encoding
 from ...plugins.methods import Delta, Method, MethodSettings
 from ..data.splits import TaskData
+from ..models.measure import roles
+from ..models.prices import Prices
 from ..records import InputConfig
 from .progress import EpochResult
 from .settings import TaskSettings
@@ -62,6 +66,16 @@ class Job:
     backbone_params: int
     folder: Path
     common: Common | None = None
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The model's tensors, and rows of them."""
+        return Pieces(self.model.state_dict())
+
+    @cached_property
+    def prices(self) -> Prices:
+        """What storing each of them takes."""
+        return Prices(self.model.state_dict(), roles(self.partition), self.encoding)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from ..data.loaders import Images, evaluation_loader, mixed, spare_workers, trai
 from ..data.transforms import evaluation_transform, training_transform
 from ..errors import TrainingError
 from ..folders import remove_files
-from ..models.measure import footprint, roles
 from ..records import Footprint
 from . import checkpoint
 from .device import make_accelerator, seed_everything
@@ -45,7 +44,6 @@ class Trainer:
         self.progress = progress
         self.after_epoch = after_epoch
         self.accelerator = make_accelerator(job.settings.device, job.settings.precision)
-        self.roles = roles(job.partition)
         self._prepare_model()
         self._prepare_data()
         self._prepare_optimisation()
@@ -204,7 +202,7 @@ class Trainer:
 
     def footprint(self) -> Footprint:
         """What would be stored if training stopped now."""
-        return footprint(self.adaptation.stored(), self.raw.state_dict(), self.roles, self.job.encoding)
+        return self.job.prices.footprint(self.adaptation.stored())
 
     def _save(self, epoch: int) -> None:
         """Everything that the next epoch depends on, in one file; then forget bests that are no more."""

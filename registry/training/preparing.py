@@ -21,9 +21,10 @@ from ..models.build import check_input
 from ..records import Base
 from ..store.artifact import low_rank_form_of
 from ..store.tensors import read_tensors
-from .budget import binding, limits, scarce, settle, what_is_left
+from .budget import scarce, settle, what_is_left
 from .device import make_accelerator
 from .job import Common, Job
+from .limits import binding, limits
 from .progress import Progress
 from .settings import TaskSettings
 from .trying import try_out

@@ -14,7 +14,7 @@ from ..data.splits import TaskData
 from ..data.transforms import evaluation_transform
 from ..inference.compose import compose
 from ..models.bases import LoadedBase
-from ..models.measure import footprint, roles
+from ..models.measure import roles
 from ..records import InputConfig, TaskLayer
 from ..store.artifact import read_header, tensor_bytes, write_artifact
 from ..store.files import checksum, file_size, sha256
@@ -146,7 +146,6 @@ def smallest(
 
 def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
     """What the catalog is told of an artifact."""
-    parts = roles(job.partition)
     delta, path = result.delta, result.artifact
     return Published(
         digest=sha256(path),
@@ -156,12 +155,12 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
         encoding=result.encoding,
         open_layers=sum(layer.open for layer in delta.layers),
         gated_layers=len(delta.layers),
-        params=footprint(delta.stored(), job.model.state_dict(), parts, job.encoding).params,
+        params=job.prices.footprint(delta.stored()).params,
         classes=job.data.classes,
         input=job.input,
         metrics=metrics,
         settings=job.settings.as_json(),
-        layers=_layers(job, delta, parts, tensor_bytes(path)),
+        layers=_layers(job, delta, tensor_bytes(path)),
         common=_common(result),
         packages=read_header(path).packages,
     )
@@ -174,15 +173,15 @@ def _common(result: Result) -> PublishedCommon | None:
     return PublishedCommon(sha256(path), checksum(path), file_size(path), result.common_params)
 
 
-def _layers(job: Job, delta: Delta, parts: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:
+def _layers(job: Job, delta: Delta, sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:
     """What the artifact holds of each layer and norm, given the bytes of each tensor in it."""
     states = {state.name: state for state in delta.layers}
-    stored, tensors = delta.stored(), job.model.state_dict()
+    stored = delta.stored()
     described = []
     for layer in (*job.partition.layers, *job.partition.norms):
         own = stored.tensors.intersection(layer.tensors)
         factors = {name: stored.factors[name] for name in layer.tensors if name in stored.factors}
-        params = footprint(Stored(own, factors), tensors, parts, job.encoding).params
+        params = job.prices.footprint(Stored(own, factors)).params
         state = states.get(layer.name)
         described.append(
             TaskLayer(
