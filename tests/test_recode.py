@@ -17,13 +17,13 @@ from taps_registry import Registry
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
 from taps_registry.plugins.encodings.integers import Int4
-from taps_registry.plugins.testing.home import QUICK, Listener, add, images_in, registry_with_base
 from taps_registry.registry.errors import BudgetError, BusyError, DataError, NotFoundError, PluginError, SettingsError
 from taps_registry.registry.models.bases import load
 from taps_registry.registry.records import Task
 from taps_registry.registry.store.packed import open_packed
 from taps_registry.registry.training import recoding
 from taps_registry.registry.training.choosing import recoded
+from taps_registry.testing.home import QUICK, Listener, add, images_in, registry_with_base
 
 
 @pytest.fixture(scope="module")

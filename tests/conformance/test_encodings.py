@@ -24,7 +24,7 @@ from taps_registry.plugins.encodings.onebit import OneBit
 from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.testing import (
+from taps_registry.testing import (
     CodecTests,
     EncodingTests,
 )
