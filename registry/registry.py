@@ -358,7 +358,7 @@ class Registry:
             return budgets.clear(session, base)
 
     def report(self, *, base: str | None = None) -> str:
-        """The registry, or one base of it, as a page of HTML: open gates, costs, accuracy, scores over the epochs.
+        """The registry, or one base of it, as a page of HTML: stored layers, costs and accuracy.
 
         Raises:
             NotFoundError: for an unknown base.
