@@ -295,8 +295,8 @@ class Registry:
             IntegrityError: if its bytes or the base's are missing or damaged.
             BusyError: if another process replaced the task in the meantime.
         """
+        from .recoding import recode
         from .training.progress import Progress as Quiet
-        from .training.recoding import recode
 
         changes = {"encoding": encoding, "encoding_tolerance": encoding_tolerance, "device": device}
         return recode(self._context, task, changes, progress or Quiet())
