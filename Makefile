@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A new module or template is not in an editable install yet: the name of the stamp follows the list of them.
-MODULES := $(shell find __init__.py cli migrations plugins registry -name '*.py' -o -path '*/templates/*' | sort | cksum | cut -d' ' -f1)
+MODULES := $(shell find __init__.py cli migrations plugins registry testing -name '*.py' -o -path '*/templates/*' | sort | cksum | cut -d' ' -f1)
 INSTALLED := .venv/.installed-$(MODULES)
 DEVELOPED := .venv/.developed-$(MODULES)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Amount
-from .output import number, percent, print_json, print_table, say, size
+from .output import counted, number, percent, print_json, print_table, say, size
 from .session import Session, Verb, common_options, format_option
 from .terminal import echo
 
@@ -96,7 +96,7 @@ def _print_base(cost: BaseCost) -> None:
             f"{shared.name}: {number(shared.params)} parameters, {size(shared.bytes)}, stored once for "
             f"{', '.join(shared.tasks)}."
         )
-    tasks = "1 task" if len(cost.tasks) == 1 else f"{len(cost.tasks)} tasks"
+    tasks = counted(len(cost.tasks), "task")
     echo(
         f"{cost.base} with {tasks}: {cost.total.multiple:.2f} times the base's parameters, "
         f"{cost.total.multiple_of_bytes:.2f} times its bytes; "

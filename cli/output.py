@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..registry.units import counted as counted
 from ..registry.units import number as number
 from ..registry.units import percent as percent
 from ..registry.units import size as size

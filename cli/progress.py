@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..registry.training.progress import EpochResult, Progress, Step
-from .output import percent, say, size
+from .output import counted, percent, say, size
 from .terminal import printable
 
 
@@ -32,7 +32,7 @@ class LineProgress(Progress):
     def checking(self, done: int, total: int) -> None:
         if not self.checked:
             self.checked = True
-            say(f"Checking {total} images ...")
+            say(f"Checking {counted(total, 'image')} ...")
 
     def epoch(self, result: EpochResult) -> None:
         say(epoch_line(result))

@@ -89,7 +89,7 @@ def photograph(page: Path) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), chromium_sandbox=False)
         for name, width, scheme, first, last in (
             ("light", 1120, "light", 0, 2),
-            ("dark", 1120, "dark", 2, 5),
+            ("dark", 1120, "dark", 2, 4),
             ("phone", 375, "light", 0, 2),
         ):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)

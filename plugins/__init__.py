@@ -40,7 +40,7 @@ and these lines of your ``pyproject.toml`` ::
 ``register_trackers``       ``Tracker``: where parameters, metrics and pictures of a run go
 ==========================  ============================================================================
 
-``taps_registry.plugins.testing`` has a suite of tests for each contract, to be subclassed in the plugin's own tests.
+``taps_registry.testing`` has a suite of tests for each contract, to be subclassed in the plugin's own tests.
 Whole packages to copy are in ``examples/`` of the repository, ``taps-convnext`` and ``taps-ssf``; docs/plugins.md shows
 them and says the rest.
 

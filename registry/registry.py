@@ -310,8 +310,8 @@ class Registry:
             IntegrityError: if its bytes or the base's are missing or damaged.
             BusyError: if another process replaced the task in the meantime.
         """
+        from .recoding import recode
         from .training.progress import Progress as Quiet
-        from .training.recoding import recode
 
         changes = {"encoding": encoding, "encoding_tolerance": encoding_tolerance, "device": device}
         return recode(self._context, task, changes, progress or Quiet())
@@ -373,7 +373,7 @@ class Registry:
             return budgets.clear(session, base)
 
     def report(self, *, base: str | None = None) -> str:
-        """The registry, or one base of it, as a page of HTML: open gates, costs, accuracy, scores over the epochs.
+        """The registry, or one base of it, as a page of HTML: stored layers, costs and accuracy.
 
         Raises:
             NotFoundError: for an unknown base.

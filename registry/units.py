@@ -22,6 +22,11 @@ def percent(part: float) -> str:
     return f"{100 * part:.1f} %"
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are, for nouns with a regular plural: 1 image, 2 images."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _scaled(count: float, step: int, units: Sequence[str]) -> str:
     for unit in units[:-1]:
         if abs(count) < step:

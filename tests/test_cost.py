@@ -17,12 +17,12 @@ from taps_registry.plugins.architectures import Partition
 from taps_registry.plugins.encodings.fp32 import Float32
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Stored
-from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.errors import Interrupted, NotFoundError, SettingsError
 from taps_registry.registry.models.measure import parameters, roles
 from taps_registry.registry.models.prices import Prices
 from taps_registry.registry.records import BaseCost, Params, Task
 from taps_registry.registry.store.packed import open_packed
+from taps_registry.testing.home import Listener
 
 QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8}
 SETTINGS: dict[str, dict[str, object]] = {

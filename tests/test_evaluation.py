@@ -126,5 +126,5 @@ def test_notes_on_the_images_are_shown(registry: Registry, data: Path) -> None:
     shown = CliRunner().invoke(
         main, ["evaluate", "cars", "--data", str(data), "--home", str(registry.home)], obj=Session()
     )
-    assert "Left out 1 files" in shown.stderr
+    assert "Left out 1 file in" in shown.stderr
     assert "1 .heic" in shown.stderr

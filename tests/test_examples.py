@@ -18,13 +18,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from taps_registry import Registry, plugins
+from taps_registry import Registry, plugins, testing
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
-from taps_registry.plugins import spec, testing
+from taps_registry.plugins import spec
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.testing import ArchitectureTests, EncodingTests, MethodTests
 from taps_registry.registry.errors import SettingsError, WeightsError
+from taps_registry.testing import ArchitectureTests, EncodingTests, MethodTests
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,20 @@ def test_a_command_that_only_asks_the_catalog_imports_nothing_heavy(
     found, packages = imported[command]
     assert found == code
     assert [name for name in HEAVY if name in packages] == []
+
+
+def test_a_task_without_a_tracker_is_added_and_used_without_what_draws_and_scores(tmp_path: Path, images: Path) -> None:
+    home = tmp_path / "home"
+    with Registry.init(home) as made:
+        made.add_base("base", "test_resnet", random_init=True, input_size=32)
+    image = next(images.rglob("*.png"))
+    add = ["add-task", "task", "--base", "base", "--data", str(images), "--epochs", "1", "--tracker", "none"]
+    commands = [[*add, "--workers", "0"], ["predict", "task", str(image)]]
+    found = json.loads(printed(RUN, json.dumps(commands), environment={"TAPS_REGISTRY_HOME": str(home)}))
+    for code, packages in found.values():
+        assert code == 0
+        assert "torch" in packages
+        assert [name for name in ("mlflow", "matplotlib", "sklearn") if name in packages] == []
 
 
 def test_help_does_not_even_import_the_database(imported: dict[str, tuple[int, list[str]]]) -> None:

@@ -29,13 +29,13 @@ from taps_registry.plugins.methods.rank_allocation import Decomposition, allocat
 from taps_registry.plugins.methods.steering import FIXED_AT, SHRINKS_AT, Steering
 from taps_registry.plugins.methods.taps import Taps, TapsAdaptation
 from taps_registry.plugins.methods.taps_rank import FAST, SLOW, RankAdaptation, TapsRank
-from taps_registry.plugins.testing.home import Listener
 from taps_registry.registry.amounts import parse
 from taps_registry.registry.errors import BudgetError, Interrupted, SettingsError
 from taps_registry.registry.records import Task
 from taps_registry.registry.store.packed import open_packed
 from taps_registry.registry.training.progress import EpochResult, Progress
 from taps_registry.registry.training.settings import TaskSettings
+from taps_registry.testing.home import Listener
 
 Add = Callable[..., Task]
 MODEL = "test_resnet"

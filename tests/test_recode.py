@@ -17,13 +17,13 @@ from taps_registry import Registry
 from taps_registry.cli.main import _run
 from taps_registry.cli.session import Session
 from taps_registry.plugins.encodings.integers import Int4
-from taps_registry.plugins.testing.home import QUICK, Listener, add, images_in, registry_with_base
+from taps_registry.registry import recoding
 from taps_registry.registry.errors import BudgetError, BusyError, DataError, NotFoundError, PluginError, SettingsError
 from taps_registry.registry.models.bases import load
 from taps_registry.registry.records import Task
 from taps_registry.registry.store.packed import open_packed
-from taps_registry.registry.training import recoding
-from taps_registry.registry.training.choosing import recoded
+from taps_registry.registry.store.recoder import Recoder
+from taps_registry.testing.home import QUICK, Listener, add, images_in, registry_with_base
 
 
 @pytest.fixture(scope="module")
@@ -307,9 +307,10 @@ def test_nothing_is_published_over_a_task_that_changed_meanwhile(
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
         registry.recode("full", "bf16")
-        return recoding.recoded(*arguments)
+        return in_encoding(*arguments)
 
-    monkeypatch.setattr(recoding, "recoded", meanwhile)
+    in_encoding = Recoder.in_encoding
+    monkeypatch.setattr(Recoder, "in_encoding", meanwhile)
     with pytest.raises(BusyError, match="was replaced in the meantime"):
         registry.recode("full", "int4")
     assert (registry.task("full").version, registry.task("full").encoding) == (2, "bf16")
@@ -346,7 +347,8 @@ def test_auto_takes_the_smallest_of_all_where_any_accuracy_will_do(registry: Reg
     source, context = path_of(registry, registry.task("full").digest), registry._context
     base = load(context, registry.base("base"))
     names = [name + end for name in context.plugins.encodings() for end in ("", "+zstd")]
-    sizes = {name: recoded(source, tmp_path, base, name).size for name in names}
+    recoder = Recoder(source, tmp_path, base.tensors, context.plugins)
+    sizes = {name: recoder.in_encoding(name).size for name in names}
     after = registry.recode("full", "auto", encoding_tolerance=100.0)
     assert (len(sizes), after.bytes, sizes[after.encoding]) == (16, min(sizes.values()), after.bytes)
     assert registry.recode("full", after.encoding) == after

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -27,16 +26,12 @@ from taps_registry.registry.records import BudgetUse, CommonCost, LayerInfo, Run
 from taps_registry.registry.reporting.bars import budget_rows, cost_rows
 from taps_registry.registry.reporting.collecting import (
     BaseReport,
-    EpochScores,
-    History,
     Report,
     collect,
-    read_history,
 )
 from taps_registry.registry.reporting.heatmap import heat_map
 from taps_registry.registry.reporting.limits import task_limits
 from taps_registry.registry.reporting.links import UI_HOST, UI_PORT, tracked_at
-from taps_registry.registry.reporting.movements import Without, movements
 from taps_registry.registry.reporting.page import render
 from taps_registry.registry.reporting.scales import linear, logarithmic
 from taps_registry.registry.reporting.scatter import scatter
@@ -102,7 +97,7 @@ def base(report: Report) -> BaseReport:
     return next(one for one in report.bases if one.base.name == "base")
 
 
-def wide(base: BaseReport, tasks: int, layers: int, epochs: int) -> BaseReport:
+def wide(base: BaseReport, tasks: int, layers: int) -> BaseReport:
     """Many tasks with many layers, made of a small report."""
     names = [f"stage{index // 10}.block{index % 10}.convolution" for index in range(layers)]
     infos = tuple(LayerInfo(name, "conv", name.partition(".")[0], 100) for name in names)
@@ -110,17 +105,12 @@ def wide(base: BaseReport, tasks: int, layers: int, epochs: int) -> BaseReport:
         TaskLayer(name, "conv", name.partition(".")[0], index % 5 == 0, 0.05 + index % 5 * 0.03, 100, 400)
         for index, name in enumerate(names)
     )
-    curves = tuple(
-        EpochScores(epoch + 1, {name: 0.15 + math.sin(epoch + index) / 10 for index, name in enumerate(names)})
-        for epoch in range(epochs)
-    )
     first = base.tasks[0]
     many = tuple(
         replace(
             first,
             task=replace(first.task, name=f"task-{index}", layers=states),
             cost=replace(first.cost, task=f"task-{index}"),
-            history=History(curves, epochs),
         )
         for index in range(tasks)
     )
@@ -147,26 +137,6 @@ class StopsAfterTheFirst(Progress):
             raise KeyboardInterrupt
 
 
-def test_a_missing_or_damaged_history_is_none(tmp_path: Path) -> None:
-    path = tmp_path / HISTORY
-    assert read_history(path) == History()
-    for text in (
-        "",
-        "{",
-        "[1]",
-        "{}",
-        '[{"epoch": 1, "best": true}]',
-        '[{"epoch": 1, "best": true, "scores": 3}]',
-        "\xff",
-    ):
-        path.write_text(text, "latin-1")
-        assert read_history(path) == History()
-    path.write_text('[{"epoch": 1, "best": true, "scores": {}}]')
-    assert read_history(path) == History((), best=1)
-    path.write_text('[{"epoch": 2, "best": true, "scores": {"a": NaN, "b": 0.5}}]')
-    assert read_history(path) == History((EpochScores(2, {"b": 0.5}),), best=2)
-
-
 # What is collected and drawn
 
 
@@ -176,7 +146,6 @@ def test_the_report_has_what_the_registry_says_of_each_task(home: Path, base: Ba
         assert base.cost == next(cost for cost in opened.cost().bases if cost.base == "base")
         runs = {run.id: run for run in opened.runs()}
     assert [one.run for one in base.tasks] == [runs[str(one.task.run)] for one in base.tasks]
-    assert [len(one.history.epochs) for one in base.tasks] == [0, 3, 0, 0, 0]
     assert [use.base for use in base.budgets] == [None, "base"]
 
 
@@ -425,36 +394,11 @@ def test_many_methods_have_different_marks(base: BaseReport) -> None:
     assert len({(method.shape, method.colour) for method in plot.methods}) == 20
 
 
-def test_scores_move_from_the_first_epoch_to_the_last(base: BaseReport) -> None:
-    moved = movements(base)
-    assert moved.without == (
-        Without("birds", "head-only", False),
-        Without("ships", "hard-sharing", False),
-        Without("trams", "taps-rank", True),
-        Without("trucks", "taps", True),
-    )
-    (chart,) = moved.charts
-    stored = [layer.name for layer in chart.task.task.layers if layer.open and layer.kind != "norm"]
-    assert [line.layer for line in chart.lines] == stored
-    assert chart.closed == chart.task.task.gated_layers - len(stored)
-    assert [tick.label for tick in chart.epochs] == ["1", "2", "3"]
-    assert (chart.others + "".join(line.path for line in chart.lines)).count("M") == chart.task.task.gated_layers
-    assert all(0 <= int(y) <= 400 for y in re.findall(r"M\d+ (-?\d+)", chart.others))
-
-
-def test_one_epoch_is_a_dot(base: BaseReport) -> None:
-    cars = base.tasks[1]
-    once = replace(cars, history=History(cars.history.epochs[:1], best=1))
-    (chart,) = movements(replace(base, tasks=(once,))).charts
-    assert re.fullmatch(r"(M0 \d+h0)+", chart.others + "".join(line.path for line in chart.lines))
-
-
 @pytest.mark.parametrize(
     "values", [[0.333], [0.0], [-2.0], [0.5, 0.99], [1e-4, 2e-4], [0, 1], [-0.1, 0.3], [3, 1e6], [0.2, 0.2]]
 )
-@pytest.mark.parametrize("snug", [False, True])
-def test_a_linear_axis_holds_its_values_and_has_round_ticks(values: list[float], snug: bool) -> None:
-    axis = linear(values, lambda value: f"{value:.6g}", snug=snug)
+def test_a_linear_axis_holds_its_values_and_has_round_ticks(values: list[float]) -> None:
+    axis = linear(values, lambda value: f"{value:.6g}")
     assert axis.low <= min(values) <= max(values) <= axis.high
     assert axis.low < axis.high
     assert 2 <= len(axis.ticks) <= 8
@@ -548,7 +492,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(page: str) -> None:
 
 def test_every_scrolling_box_can_be_reached_and_has_a_name(page: str) -> None:
     regions = [attributes for _, attributes in Page(page).elements if attributes.get("class") == "scroll"]
-    assert len(regions) == 4
+    assert len(regions) == 3
     assert all(box["tabindex"] == "0" and box["role"] == "region" for box in regions)
     assert all(box.get("aria-label") or box.get("aria-labelledby") for box in regions)
 
@@ -592,22 +536,6 @@ def test_budgets_of_tasks_are_among_the_numbers_and_in_the_legend(page: str, rep
     assert "weights and norms" not in without
 
 
-def test_tasks_without_scores_are_named_with_the_reason(page: str, report: Report, base: BaseReport) -> None:
-    spent, others = "Methods that spend a budget", "Most methods have no scores"
-    text = " ".join(Page(page).text.split())
-    assert (
-        "No scores per epoch: birds (head-only), ships (hard-sharing), trams (taps-rank, with a budget), "
-        f"trucks (taps, with a budget). {spent}" in text
-    )
-    assert others in text
-    budgeted = Page(render(replace(report, bases=(replace(base, tasks=base.tasks[3:]),)))).text
-    assert spent in budgeted
-    assert others not in budgeted
-    usual = Page(render(replace(report, bases=(replace(base, tasks=base.tasks[:3]),)))).text
-    assert others in usual
-    assert spent not in usual
-
-
 def test_what_users_name_is_escaped(report: Report, base: BaseReport) -> None:
     names = {"name": NASTY, "method": NASTY, "encoding": NASTY, "classes": (NASTY, "plain")}
     tasks = tuple(
@@ -617,9 +545,6 @@ def test_what_users_name_is_escaped(report: Report, base: BaseReport) -> None:
                 one.task, **names, layers=tuple(replace(layer, name=layer.name + NASTY) for layer in one.task.layers)
             ),
             cost=replace(one.cost, task=NASTY),
-            history=History(
-                tuple(EpochScores(1, {name + NASTY: 0.1 for name in epoch.scores}) for epoch in one.history.epochs), 1
-            ),
         )
         for one in base.tasks
     )
@@ -647,11 +572,11 @@ def test_a_base_without_tasks_says_what_to_type(home: Path) -> None:
     assert "cars" not in text
 
 
-def test_without_accuracy_or_scores_the_page_says_so(report: Report, base: BaseReport) -> None:
+def test_without_accuracy_or_budgets_the_page_says_so(report: Report, base: BaseReport) -> None:
     birds = base.tasks[0]
     bare = replace(birds, task=replace(birds.task, metrics={}), run=None)
     text = Page(render(replace(report, bases=(replace(base, tasks=(bare,), budgets=()),)))).text
-    for said in ("No task was measured.", "No run of these tasks recorded scores.", "There is no budget."):
+    for said in ("No task was measured.", "There is no budget."):
         assert said in text
 
 
@@ -667,10 +592,10 @@ def test_an_unknown_base_is_an_error(home: Path) -> None:
 
 
 def test_a_hundred_tasks_with_a_hundred_and_sixty_layers_stay_a_page(report: Report, base: BaseReport) -> None:
-    text = render(replace(report, bases=(wide(base, 100, 160, 30),)))
+    text = render(replace(report, bases=(wide(base, 100, 160),)))
     parsed = Page(text)
     assert sum(str(attributes.get("title", "")).startswith("stage") for attributes in parsed.all("td")) == 16_000
-    assert len(text) < 8_000_000
+    assert len(text) < 2_000_000
     assert {link.get("tabindex") for link in parsed.all("a") if str(link["href"]).startswith("#task-")} == {"-1"}
 
 

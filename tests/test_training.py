@@ -464,7 +464,7 @@ def test_a_task_that_is_in_the_catalog_is_there_whatever_comes_after(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adding._Attempt, "_publish", _then(adding._Attempt._publish, interrupt))
+    monkeypatch.setattr(adding._TrainingRun, "_publish", _then(adding._TrainingRun._publish, interrupt))
     with pytest.raises(Interrupted, match=r"Stopped\. 'other' had been added just before: it is ready\."):
         add("other")
     assert registry.task("other").state == "ready"

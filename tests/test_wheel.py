@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert tops == {"taps_registry", next(top for top in tops if top.endswith(".dist-info"))}
     rooms = {name.split("/")[1] for name in names if name.startswith("taps_registry/")}
-    assert rooms == {"__init__.py", "py.typed", "cli", "migrations", "plugins", "registry"}
+    assert rooms == {"__init__.py", "py.typed", "cli", "migrations", "plugins", "registry", "testing"}
     assert "taps_registry/migrations/script.py.mako" in names
     assert "taps_registry/registry/reporting/templates/report.html" in names
 

@@ -17,7 +17,7 @@ from ...registry.errors import IntegrityError
 from ...registry.records import Task
 from ..output import percent
 from ..progress import make_progress
-from ..terminal import echo
+from ..terminal import echo, printable
 from . import pictures
 
 MODEL, PIXELS, LETTERS = "resnet10t", pictures.PIXELS, 52
@@ -160,7 +160,7 @@ class Story:
             echo(f"  {home} {line}")
 
     def _command(self, *words: str) -> None:
-        click.secho(f"\n$ taps-registry --home {shlex.join([str(self.home), *words])}", bold=True)
+        click.secho(printable(f"\n$ taps-registry --home {shlex.join([str(self.home), *words])}"), bold=True)
 
     def _say(self, text: str) -> None:
         echo(f"\n{text}")

@@ -1,7 +1,8 @@
 """Hard parameter sharing, one end of the model shared and the other the task's own.
 
-Which end should be a task's own is a question of its cost: *Bottom-up and top-down sharing* comparisons (arXiv
-2107.11359) find separate first stages better than separate last ones at equal cost when the rest is trained jointly.
+Which end should be a task's own is a question of its cost: *Rethinking Hard-Parameter Sharing in Multi-Task Learning*
+(arXiv 2107.11359) finds separate first stages better than separate last ones at equal cost when the rest is trained
+jointly.
 Here the shared end is the base's and frozen, norms included, so tasks can share its computation too.
 """
 

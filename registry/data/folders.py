@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ..errors import DataError
+from ..units import counted
 from .pixels import endings
 from .samples import Sample, Split, listed, same
 
@@ -70,12 +71,12 @@ def read_folders(root: Path) -> Split:
         for below, file in found.images
     )
     if outside := sum(map(is_image, loose)):
-        notes.append(f"Left out {outside} images in {root} that are in no class folder.")
+        notes.append(f"Left out {counted(outside, 'image')} in {root} outside of class folders.")
     others = Counter(_ending(name) for name in loose if not is_image(name))
     for found in files.values():
         others.update(found.others)
     if others:
-        notes.append(f"Left out {others.total()} files in {root} that are no images: {_endings(others)}.")
+        notes.append(f"Left out {counted(others.total(), 'file')} in {root} other than images: {_endings(others)}.")
     return Split(tuple(classes), samples, str(root), folders=True, notes=tuple(notes), empty=empty)
 
 

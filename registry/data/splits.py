@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..errors import DataError
+from ..units import counted
 from .pixels import read_rgb
 from .samples import Sample, Split, listed
 from .sources import read_source
@@ -167,7 +168,7 @@ def decode(splits: Mapping[str, Split], skip: bool = False, progress: Counted = 
     if bad and not skip:
         raise DataError(_unreadable(bad, len(every)))
     kept = {name: [sample for sample in split.samples if id(sample) in digests] for name, split in splits.items()}
-    return Decoded(kept, digests, (f"Skipped {len(bad)} unreadable images.",) if bad else ())
+    return Decoded(kept, digests, (f"Skipped {counted(len(bad), 'unreadable image')}.",) if bad else ())
 
 
 def _unreadable(bad: Sequence[str], total: int) -> str:
@@ -252,7 +253,7 @@ def _leaks(splits: Mapping[str, Sequence[Sample]], digests: Mapping[int, str]) -
         if name != "train"
     }
     return [
-        f"{count} of {len(splits[name])} {name} images are also in train, byte for byte: accuracy will be "
+        f"{counted(count, f'{name} image')} of {len(splits[name])} also in train, byte for byte: accuracy will be "
         "overestimated."
         for name, count in counts.items()
         if count

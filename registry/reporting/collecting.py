@@ -1,41 +1,14 @@
-"""What a report is made of: bases with their tasks, what these cost, and how their gates came to be."""
+"""What a report is made of: bases with their tasks, and what these cost."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 from ..catalog import bases, budgets, costs, layers, runs, tasks
 from ..context import Context
-from ..folders import HISTORY
 from ..records import Base, BaseCost, BudgetUse, Run, Task, TaskCost
-
-
-@dataclass(frozen=True)
-class EpochScores:
-    """Scores of a run's gates when an epoch, counted from 1, had ended."""
-
-    epoch: int
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class History:
-    """What a finished run wrote down.
-
-    Attributes:
-        epochs: those that have scores, in order; none for a method without scores.
-        best: the epoch that was stored; 0 if the run wrote nothing down.
-    """
-
-    epochs: tuple[EpochScores, ...] = ()
-    best: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +22,6 @@ class TaskReport:
     task: Task
     cost: TaskCost
     run: Run | None
-    history: History
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,7 @@ class Report:
 
 
 def collect(context: Context, base: str | None = None) -> Report:
-    """Ask the catalog and the histories. Raises NotFoundError for an unknown base."""
+    """Ask the catalog. Raises NotFoundError for an unknown base."""
     with context.catalog.read() as session:
         found = costs.report(session, base=base)
         chosen = bases.listing(session) if base is None else (bases.get(session, base),)
@@ -110,7 +82,6 @@ def collect(context: Context, base: str | None = None) -> Report:
                         replace(task, layers=tuple(stored.get(task.name, ()))),
                         by_task[task.name],
                         attempts.get(task.run or ""),
-                        read_history(context.home.runs / (task.run or "") / HISTORY),
                     )
                     for task in own
                     if task.name in by_task
@@ -120,18 +91,3 @@ def collect(context: Context, base: str | None = None) -> Report:
             )
         )
     return Report(datetime.now(UTC), version("taps-registry"), base or "", tuple(reports))
-
-
-def read_history(path: Path) -> History:
-    """What a run wrote down; nothing if the file is missing or damaged: no other part of the registry depends on it."""
-    try:
-        epochs: Sequence[Mapping[str, Any]] = json.loads(path.read_text("utf-8"))
-        best = max((int(one["epoch"]) for one in epochs if one["best"]), default=0)
-        scored = [EpochScores(int(one["epoch"]), _finite(one["scores"])) for one in epochs]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return History()
-    return History(tuple(epoch for epoch in scored if epoch.scores), best)
-
-
-def _finite(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): float(score) for name, score in scores.items() if math.isfinite(score)}

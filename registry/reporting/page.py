@@ -16,7 +16,6 @@ from .bars import LABELS, BudgetRow, CostRow, budget_rows, cost_rows
 from .collecting import BaseReport, Report
 from .heatmap import HeatMap, heat_map
 from .links import UI, TrackedAt, tracked_at
-from .movements import HIGH, WIDE, Movements, movements
 from .scatter import LABELLED, Scatter, accuracy, scatter
 
 GENERATOR = "taps-registry report"  # by which a report knows an earlier one
@@ -38,7 +37,6 @@ class BaseView:
     costs: tuple[CostRow, ...]
     budgets: tuple[BudgetRow, ...]
     scatter: Scatter | None
-    movements: Movements
     tracked: Mapping[str, TrackedAt]
     many: bool
 
@@ -53,7 +51,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(size=size, number=number, percent=percent)
-    environment.globals.update(accuracy=accuracy, part_labels=LABELS, wide=WIDE, high=HIGH, ui=UI)
+    environment.globals.update(accuracy=accuracy, part_labels=LABELS, ui=UI)
     style = environment.get_template("report.css").render()
     body = environment.get_template("report.html").render(
         report=report,
@@ -80,7 +78,6 @@ def _view(report: BaseReport) -> BaseView:
         costs=cost_rows(report),
         budgets=budget_rows(report),
         scatter=scatter(report),
-        movements=movements(report),
         tracked={one.task.name: tracked_at(one.run) for one in report.tasks},
         many=len(report.tasks) > LABELLED,
     )

@@ -45,26 +45,21 @@ class Axis:
         return round(100 * min(1.0, max(0.0, (place - low) / (high - low))), 6)
 
 
-def linear(values: Iterable[float], label: Callable[[float], str], *, most: int = 5, snug: bool = False) -> Axis:
+def linear(values: Iterable[float], label: Callable[[float], str], *, most: int = 5) -> Axis:
     """An axis around ``values``, of which there is at least one, that begins and ends at round numbers.
 
     Args:
         values: that shall lie on it.
         label: of a round value.
         most: steps between ticks.
-        snug: end a little beyond the values instead, to waste no room; ticks are round all the same.
     """
     found = list(values)
     low, high = min(found), max(found)
     if high - low < 1e-9:
         low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
     step = _round_step((high - low) / most)
-    if snug:
-        bare = Axis(low - (high - low) / 20, high + (high - low) / 20, ())
-        first, last = math.ceil(bare.low / step), math.floor(bare.high / step)
-    else:
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        bare = Axis(first * step, last * step, ())
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    bare = Axis(first * step, last * step, ())
     ticks = tuple(Tick(bare.at(index * step), label(index * step)) for index in range(first, last + 1))
     return Axis(bare.low, bare.high, ticks)
 

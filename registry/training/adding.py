@@ -77,7 +77,7 @@ def add_task(context: Context, name: str, base: str, settings: TaskSettings, pro
         except TapsError:
             drop(context.home, run)
             raise
-        return _Attempt(context, name, run, folder, prepared, progress).carry_out(fresh=True)
+        return _TrainingRun(context, name, run, folder, prepared, progress).carry_out(fresh=True)
 
 
 def resume_task(context: Context, name: str, changes: Mapping[str, Any], progress: Progress) -> Task:
@@ -127,8 +127,8 @@ def resume_task(context: Context, name: str, changes: Mapping[str, Any], progres
         with context.catalog.write() as session:
             _require_room(session, record.name, cheapest, name)
             runs.update(session, run.id, state="running", settings=prepared.job.settings.as_json(), error="")
-        attempt = _Attempt(context, name, run.id, folder, prepared, progress)
-        return attempt.carry_out(fresh=False, tracked=run.tracker_run if run.tracker == settings.tracker else "")
+        training = _TrainingRun(context, name, run.id, folder, prepared, progress)
+        return training.carry_out(fresh=False, tracked=run.tracker_run if run.tracker == settings.tracker else "")
 
 
 def _require_room(session: Session, base: str, cheapest: Footprint, name: str) -> None:
@@ -151,7 +151,7 @@ def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
         runs.begin(session, run, task, job.settings.as_json(), job.data.fingerprint, job.settings.tracker)
 
 
-class _Attempt:
+class _TrainingRun:
     """One go at a run whose name is reserved and whose lock is held."""
 
     def __init__(

@@ -18,8 +18,8 @@ from ..models.measure import roles
 from ..records import InputConfig, TaskLayer
 from ..store.artifact import read_header, tensor_bytes, write_artifact
 from ..store.files import checksum, file_size, sha256
+from ..store.recoder import Recoder
 from ..store.tensors import write_tensors
-from .choosing import choose
 from .device import find_device
 from .evaluation import measure
 from .job import Job
@@ -140,7 +140,8 @@ def smallest(
         return measure_file(replace(result, artifact=path), base, job, fetch, ("val",))["val/accuracy"]
 
     wanted = accuracy(result.artifact) - job.settings.encoding_tolerance / 100
-    chosen = choose(result.artifact, folder, base, wanted, accuracy, note)
+    recoder = Recoder(result.artifact, folder, base.tensors, base.plugins)
+    chosen = recoder.in_smallest_encoding(wanted, accuracy, note)
     return replace(result, artifact=chosen.path, encoding=chosen.encoding)
 
 

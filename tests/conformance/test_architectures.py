@@ -25,7 +25,7 @@ from taps_registry.plugins.architectures.generic import Generic
 from taps_registry.plugins.architectures.resnet import ResNet
 from taps_registry.plugins.architectures.resnetv2 import ResNetV2
 from taps_registry.plugins.architectures.vit import VisionTransformer
-from taps_registry.plugins.testing import (
+from taps_registry.testing import (
     ArchitectureTests,
 )
 

@@ -23,7 +23,7 @@ from taps_registry.plugins.encodings.svd import ERROR, Svd
 from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
 from taps_registry.plugins.manager import PluginManager
-from taps_registry.plugins.testing import (
+from taps_registry.testing import (
     CodecTests,
     EncodingTests,
 )

@@ -43,7 +43,7 @@ from taps_registry.plugins.methods.taps import Taps
 from taps_registry.plugins.methods.taps_rank import TapsRank
 from taps_registry.plugins.methods.vmt_adapter import VmtAdapter, VmtAdapterLite
 from taps_registry.plugins.options import Options, option
-from taps_registry.plugins.testing import (
+from taps_registry.testing import (
     MethodTests,
 )
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from taps_registry.plugins.errors import PluginError
-from taps_registry.plugins.testing import (
-    Recorded,
-    TrackerTests,
-)
 from taps_registry.plugins.trackers import RunInfo, TrackedRun
 from taps_registry.plugins.trackers.csv import CsvRun, CsvTracker
 from taps_registry.plugins.trackers.mlflow import MlflowRun, MlflowTracker
 from taps_registry.plugins.trackers.none import NoTracker
+from taps_registry.testing import (
+    Recorded,
+    TrackerTests,
+)
 
 
 class TestCsvTracker(TrackerTests):

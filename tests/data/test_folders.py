@@ -146,7 +146,7 @@ def test_other_files_are_counted_by_their_endings(tmp_path: Path) -> None:
         (tmp_path / "grey" / name).write_text("x")
     (tmp_path / "labels.csv").write_text("x")
     assert read_folders(tmp_path).notes == (
-        f"Left out 5 files in {tmp_path} that are no images: 2 .txt, 1 without an ending, 1 .csv, 1 .heic.",
+        f"Left out 5 files in {tmp_path} other than images: 2 .txt, 1 without an ending, 1 .csv, 1 .heic.",
     )
 
 
@@ -195,7 +195,7 @@ def test_images_outside_of_class_folders_are_a_note(tmp_path: Path) -> None:
     make_folders(tmp_path)
     shutil.copy(tmp_path / "dark" / "0.png", tmp_path / "loose.png")
     found = read_folders(tmp_path)
-    assert found.notes == (f"Left out 1 images in {tmp_path} that are in no class folder.",)
+    assert found.notes == (f"Left out 1 image in {tmp_path} outside of class folders.",)
     assert len(found.samples) == 12
 
 

@@ -281,7 +281,7 @@ def test_identical_bytes_in_train_and_another_split_are_noted(tmp_path: Path, sp
     for name in ("dark", "grey"):
         shutil.copy(tmp_path / "train" / name / "0.png", tmp_path / split / name / "copy.png")
     (note,) = open_data(str(tmp_path)).notes
-    assert note.startswith(f"2 of 14 {split} images are also in train")
+    assert note.startswith(f"2 {split} images of 14 also in train")
 
 
 # The fingerprint

@@ -3,7 +3,7 @@
 import timm
 from taps_convnext import ConvNeXt
 
-from taps_registry.plugins.testing import ArchitectureTests
+from taps_registry.testing import ArchitectureTests
 
 
 def norm_first(classes: int):

@@ -2,7 +2,7 @@
 
 from taps_ssf import Ssf
 
-from taps_registry.plugins.testing import MethodTests
+from taps_registry.testing import MethodTests
 
 SMALL = {"img_size": 32}
 SCALES_ONLY = {"shift": False, "norms": "frozen"}

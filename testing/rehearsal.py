@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..architectures import Partition
-from ..architectures.pieces import Pieces
-from ..methods import Method, MethodSettings, Size, Stored
+from ..plugins.architectures import Partition
+from ..plugins.architectures.pieces import Pieces
+from ..plugins.methods import Method, MethodSettings, Size, Stored
 from .models import CLASSES, noise
 
 STEPS, BATCH = 2, 4

@@ -12,8 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..architectures import Partition
-from ..architectures.pieces import Pieces
+from ..plugins.architectures import Partition
+from ..plugins.architectures.pieces import Pieces
 
 CLASSES = 3
 

@@ -1,4 +1,4 @@
-"""A real registry with a few images, for the suites; the only module on this floor that knows the one above.
+"""A real registry with a few images, for the suites.
 
 A suite that stopped at the plugin's own functions could not say whether a task comes back from the disk.
 """
@@ -13,10 +13,10 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from ...registry import Registry
-from ...registry.errors import Interrupted
-from ...registry.records import Task
-from ...registry.training.progress import EpochResult, Progress
+from ..registry import Registry
+from ..registry.errors import Interrupted
+from ..registry.records import Task
+from ..registry.training.progress import EpochResult, Progress
 
 QUICK: dict[str, Any] = {
     "epochs": 2,

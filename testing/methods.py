@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..architectures import Partition
-from ..architectures.pieces import Pieces
-from ..methods import Method, MethodSettings
-from ..options import options_of
+from ..plugins.architectures import Partition
+from ..plugins.architectures.pieces import Pieces
+from ..plugins.methods import Method, MethodSettings
+from ..plugins.options import options_of
 from .encodings import refuses, spoiled
 from .models import copied, copy_of, differing, few, pieces_of, same_bits
 from .rehearsal import Rehearsal, size_of

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from PIL import Image
 
-from ..manager import PluginManager
-from ..trackers import RunInfo, TrackedRun, Tracker
+from ..plugins.manager import PluginManager
+from ..plugins.trackers import RunInfo, TrackedRun, Tracker
 from .home import Listener, add, interrupted, registry_with_base
 
 STATES = ("finished", "failed", "interrupted")

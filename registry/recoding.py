@@ -16,24 +16,24 @@ from typing import Any
 
 from torch import Tensor
 
-from ..catalog import bases, runs, tasks
-from ..context import Context
-from ..data.splits import TaskData, open_data
-from ..errors import DataError
-from ..folders import scratch
-from ..fresh import with_fresh
-from ..models.bases import LoadedBase, load
-from ..models.build import create_on_meta
-from ..records import Base, Run, Task, TaskLayer
-from ..store.artifact import is_exact, read_artifact, read_header, stored_params, tensor_bytes
-from ..store.files import checksum, file_size, sha256
-from ..store.header import Header
-from ..store.tensors import digest
-from .choosing import Draft, choose, recoded
-from .device import find_device
-from .progress import Progress
-from .result import measure_artifact
-from .settings import AUTO, TaskSettings
+from .catalog import bases, runs, tasks
+from .context import Context
+from .data.splits import TaskData, open_data
+from .errors import DataError
+from .folders import scratch
+from .fresh import with_fresh
+from .models.bases import LoadedBase, load
+from .models.build import create_on_meta
+from .records import Base, Run, Task, TaskLayer
+from .store.artifact import is_exact, read_artifact, read_header, stored_params, tensor_bytes
+from .store.files import checksum, file_size, sha256
+from .store.header import Header
+from .store.recoder import Draft, Recoder
+from .store.tensors import digest
+from .training.device import find_device
+from .training.progress import Progress
+from .training.result import measure_artifact
+from .training.settings import AUTO, TaskSettings
 
 
 def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Progress) -> Task:
@@ -87,13 +87,13 @@ def _recode(context: Context, seen: _Seen, changes: Mapping[str, Any], progress:
     if settings.encoding != AUTO:
         context.plugins.encoding(settings.encoding)
     source = context.store.get(task.digest)
-    attempt = _Attempt(context, seen, source, read_header(source), settings, load(context, seen.base), progress)
+    recoding = _Recoding(context, seen, source, read_header(source), settings, load(context, seen.base), progress)
     with scratch(context.home) as folder:
-        draft = attempt.draft(folder)
+        draft = recoding.draft(folder)
         if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= file_size(source)):
             progress.note(f"{name!r} is already stored in {task.encoding} ({task.bytes:,} bytes); it was not changed.")
             return task
-        made = attempt.described(draft)
+        made = recoding.described(draft)
         with context.home.lock(), context.catalog.write() as session:
             tasks.recode(session, task, made)
             context.store.put(draft.path)
@@ -102,7 +102,7 @@ def _recode(context: Context, seen: _Seen, changes: Mapping[str, Any], progress:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class _Recoding:
     """One task on its way to another encoding.
 
     Attributes:
@@ -124,16 +124,16 @@ class _Attempt:
 
     def draft(self, folder: Path) -> Draft:
         """The new file."""
-        source = self.source
-        if self.settings.encoding == AUTO:
-            data = self._images()
+        recoder = Recoder(self.source, folder, self.base.tensors, self.base.plugins)
+        if self.settings.encoding != AUTO:
+            return recoder.in_encoding(self.settings.encoding)
+        data = self._images()
 
-            def accuracy(path: Path) -> float:
-                return self._measure(path, data, ("val",))["val/accuracy"]
+        def accuracy(path: Path) -> float:
+            return self._measure(path, data, ("val",))["val/accuracy"]
 
-            wanted = max(accuracy(source), self.seen.trained) - self.settings.encoding_tolerance / 100
-            return choose(source, folder, self.base, wanted, accuracy, self.progress.note)
-        return recoded(source, folder, self.base, self.settings.encoding)
+        wanted = max(accuracy(self.source), self.seen.trained) - self.settings.encoding_tolerance / 100
+        return recoder.in_smallest_encoding(wanted, accuracy, self.progress.note)
 
     def described(self, draft: Draft) -> tasks.Published:
         """What the catalog is told of the new file: counts and scores are those of the version it is made from."""

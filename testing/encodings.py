@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..encodings import Codec, Encoding, Form
-from ..manager import PluginManager
+from ..plugins.encodings import Codec, Encoding, Form
+from ..plugins.manager import PluginManager
 from .home import QUICK, add, images_in, registry_with_base
 from .models import differing, logits, same_bits
 

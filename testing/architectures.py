@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..architectures import Architecture, Layer, Partition
-from ..architectures.pieces import Pieces, tensor_of
-from ..errors import PartitionError
+from ..plugins.architectures import Architecture, Layer, Partition
+from ..plugins.architectures.pieces import Pieces, tensor_of
+from ..plugins.errors import PartitionError
 from .home import add, registry_with_base
 from .models import Factory, differing, few, logits, made, noise, same_bits, timm_factory
 

@@ -1,7 +1,7 @@
 """Suites that hold a plugin against its contract; what pytest collects is a subclass that says what to test ::
 
     from my_backbone import MyBackbone
-    from taps_registry.plugins.testing import ArchitectureTests
+    from taps_registry.testing import ArchitectureTests
 
     class TestMyBackbone(ArchitectureTests):
         architecture = MyBackbone()

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..manager import PluginManager
-from ..methods import Method
+from ..plugins.manager import PluginManager
+from ..plugins.methods import Method
 from .home import QUICK, add, images_in, interrupted, registry_with_base
 from .models import differing, few, logits, same_bits
 
 if TYPE_CHECKING:
-    from ...registry import Registry
+    from ..registry import Registry
 
 
 @cache
