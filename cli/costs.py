@@ -91,7 +91,7 @@ def _print_base(cost: BaseCost) -> None:
             "",
         ),
     )
-    for shared in cost.common:
+    for shared in cost.sets:
         echo(
             f"{shared.name}: {number(shared.params)} parameters, {size(shared.bytes)}, stored once for "
             f"{', '.join(shared.tasks)}."

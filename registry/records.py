@@ -15,7 +15,6 @@ __all__ = [
     "BudgetUse",
     "ClassScores",
     "Collected",
-    "CommonCost",
     "CostReport",
     "Estimate",
     "Evaluation",
@@ -28,9 +27,11 @@ __all__ = [
     "Prediction",
     "Problem",
     "Run",
+    "SetCost",
     "Task",
     "TaskCost",
     "TaskLayer",
+    "TaskSet",
     "Total",
 ]
 
@@ -181,13 +182,32 @@ class Task:
     run: str | None = None
     input: InputConfig | None = None
     created: datetime | None = None
-    common: str = ""
+    set: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[TaskLayer, ...] = ()
 
 
 @dataclass(frozen=True)
-class CommonCost:
+class TaskSet:
+    """A set of tasks with tensors in common.
+
+    Attributes:
+        name: unique on its base.
+        method: of its tasks.
+        arguments: of the method's ``extend``.
+        digest: of the object that holds the tensors; empty while the first of its tasks trains them.
+        tasks: that are in it.
+    """
+
+    name: str
+    method: str
+    arguments: Mapping[str, Any]
+    digest: str = ""
+    tasks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SetCost:
     """Tensors that several tasks have in common, stored once: which set, what it takes, and who is in it."""
 
     name: str
@@ -203,7 +223,7 @@ class TaskCost:
     """What one task costs.
 
     ``share_of_base`` is (weights + norms) / backbone parameters; ``share_of_bytes`` is its file against the base's.
-    ``common`` names the set whose tensors it needs beside its own, which are counted there.
+    ``set`` names the set whose tensors it needs beside its own, which are counted there.
     """
 
     task: str
@@ -216,7 +236,7 @@ class TaskCost:
     share_of_base: float
     share_of_bytes: float
     metrics: Mapping[str, float]
-    common: str = ""
+    set: str = ""
 
 
 @dataclass(frozen=True)
@@ -285,7 +305,7 @@ class BaseCost:
     total: Total
     budget: BudgetUse | None = None
     by: tuple[LayerCost, ...] = ()
-    common: tuple[CommonCost, ...] = ()
+    sets: tuple[SetCost, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .catalog import tasks
-from .catalog.tables import ArtifactRow, BaseRow, CommonRow, ObjectRow, RunRow, TaskRow
+from .catalog.tables import ArtifactRow, BaseRow, ObjectRow, RunRow, SetRow, TaskRow
 from .context import Context
 from .folders import is_alive, remove_files, weights
 from .records import Collected
@@ -77,7 +77,7 @@ class _Needed:
 def _needed(session: Session) -> _Needed:
     used = tasks.current_digests(session)
     used.update(session.scalars(select(BaseRow.object_digest)))
-    used.update(digest for digest in session.scalars(select(CommonRow.object_digest)) if digest)
+    used.update(digest for digest in session.scalars(select(SetRow.object_digest)) if digest)
     waiting = session.scalars(select(RunRow.id).join(TaskRow).where(TaskRow.state == "training"))
     kept = session.scalars(select(RunRow.id).where(RunRow.task_id.is_not(None)))
     named = used.union(session.scalars(select(ArtifactRow.digest)))

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 
 from .catalog import bases, damage, layers, tasks
-from .catalog.tables import ArtifactRow, CommonRow, CommonTaskRow, ObjectRow, TaskRow
+from .catalog.tables import ArtifactRow, ObjectRow, SetMemberRow, SetRow, TaskRow
 from .context import Context
 from .errors import IntegrityError, StorageError, TapsError
 from .records import Base, Problem, Task, TaskLayer
@@ -84,7 +84,7 @@ def _look_up(context: Context) -> _Seen:
         current = tasks.current_digests(session)
         objects = tuple(session.scalars(select(ObjectRow)))
         session.expunge_all()
-        shared = select(TaskRow.name, CommonRow.object_digest).join_from(TaskRow, CommonTaskRow).join(CommonRow)
+        shared = select(TaskRow.name, SetRow.object_digest).join_from(TaskRow, SetMemberRow).join(SetRow)
         return _Seen(
             objects=objects,
             earlier={digest: task for digest, task in versions if digest not in current},

@@ -55,7 +55,7 @@ class WholeWay:
 
     def options(self, name: str) -> dict[str, Any]:
         """Settings of a task; one with common tensors is in a set of its own, so that it trains them."""
-        alone = {"common": name} if self.method.extension(self.method.settings(**self.settings)) else {}
+        alone = {"set": name} if self.method.extension(self.method.settings(**self.settings)) else {}
         budget = {"budget": self.budget} if self.budget else {}
         return {"method": self.method.name, **self.settings, **alone, **budget}
 
@@ -64,7 +64,7 @@ class WholeWay:
         with self.registry(tmp_path) as registry:
             estimate = registry.estimate("first", "base", images_in(tmp_path), **{**QUICK, **options})
             task = add(registry, tmp_path, "first", **options)
-            stored = task.params.total + sum(set_.params for base in registry.cost().bases for set_ in base.common)
+            stored = task.params.total + sum(set_.params for base in registry.cost().bases for set_ in base.sets)
             least, most = estimate.least.params.total, estimate.most.params.total
             assert least <= stored <= most, f"the task stores {stored:,} values; estimate said {least:,} to {most:,}"
             before = registry.load("first", device="cpu").model

@@ -178,7 +178,7 @@ def test_the_keys_of_cost_are_those_that_are_documented(cli: Cli, home: Path) ->
     for task in cost["tasks"]:
         assert task.keys() == {
             "task",
-            "common",
+            "set",
             "version",
             "method",
             "open_layers",

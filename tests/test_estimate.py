@@ -54,7 +54,7 @@ def nbytes(registry: Registry, digest: str) -> int:
 
 def stored(registry: Registry, task: Task) -> Footprint:
     """What the task brought: its own file, and that of its set if it began one."""
-    begun = [common for common in registry.cost().bases[0].common if common.tasks == (task.name,)]
+    begun = [common for common in registry.cost().bases[0].sets if common.tasks == (task.name,)]
     params = Params(task.params.weights + sum(c.params for c in begun), task.params.norms, task.params.head)
     extra = sum(4 * common.params for common in begun)
     return Footprint(params, nbytes(registry, task.digest) + extra)
@@ -261,8 +261,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "a value that makes no sense": {"method": "diff-pruning", "keep": 7.0},
     "norms with gates where there are none": {"method": "rcm", "norms": "gated"},
     "a method that does not suit the base": {"method": "vmt-adapter", "base": "resnet"},
-    "a set of another rank": {"method": "vmt-adapter", "rank": 9, "common": "theirs"},
-    "a set whose first task is in training": {"method": "vmt-adapter", "common": "begun"},
+    "a set of another rank": {"method": "vmt-adapter", "rank": 9, "set": "theirs"},
+    "a set whose first task is in training": {"method": "vmt-adapter", "set": "begun"},
     "a device that is not there": {"device": "cuda:99"},
 }
 
@@ -279,10 +279,10 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterato
         registry.add_base("base", "test_vit", random_init=True, input_size=32)
         registry.add_base("resnet", "test_resnet", random_init=True, input_size=32)
         registry.add_task("taken", "base", images, method="head-only", **QUICK)
-        registry.add_task("member", "base", images, method="vmt-adapter", common="theirs", **QUICK)
+        registry.add_task("member", "base", images, method="vmt-adapter", set="theirs", **QUICK)
         for name, settings in (
             ("waiting", {"method": "head-only"}),
-            ("beginner", {"method": "vmt-adapter", "common": "begun"}),
+            ("beginner", {"method": "vmt-adapter", "set": "begun"}),
         ):
             with pytest.raises(Interrupted):
                 registry.add_task(name, "base", images, progress=Stops(), **{**QUICK, **settings})

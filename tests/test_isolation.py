@@ -123,7 +123,7 @@ def add_at_last(registry: Registry, images: Path, method: str) -> None:
     """A task of the method fails, is interrupted, and is added after all."""
     settings = {**METHODS[method], "method": method, "seed": 3}
     if method == "vmt-adapter":
-        settings["common"] = "others"  # one begins a set, the other joins one
+        settings["set"] = "others"  # one begins a set, the other joins one
     fail(registry, images, TrainingError, **{**settings, "lr": 1e38})
     fail(registry, images, Interrupted, f"new-{method}", progress=FailsLate(), **settings)
     registry.resume_task(f"new-{method}")

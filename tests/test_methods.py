@@ -435,7 +435,7 @@ def test_vmt_stores_scale_and_shift_of_each_block_and_its_projections_once(
         task = train("vit", method=method, rank=rank)
         check(registry, task, norms_by("vit"), "vit", beside=floats(2 * rank * blocks))
         assert task.params.weights == 2 * rank * blocks
-    (common,) = [found for found in registry.cost([task.name]).bases[0].common if task.name in found.tasks]
+    (common,) = [found for found in registry.cost([task.name]).bases[0].sets if task.name in found.tasks]
     matrices = 1 if method.endswith("lite") else 2
     assert common.params == matrices * width * rank * blocks
     assert len(common.tasks) == 2
@@ -506,10 +506,10 @@ def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
     backbone, changes = RESUMED[method]
     registry, beside = registry_of(backbone), method.startswith("vmt")
     settings = {**QUICK, "epochs": 2, "augment": "light", "seed": 4, "method": method, **changes}
-    undisturbed = train(backbone, **settings, **({"common": f"undisturbed-{method}"} if beside else {}))
+    undisturbed = train(backbone, **settings, **({"set": f"undisturbed-{method}"} if beside else {}))
     for stop in STOPS.get(method, (1,)):
         name = f"stopped-{method}-{stop}"
-        options = {**settings, "common": name} if beside else settings
+        options = {**settings, "set": name} if beside else settings
         with pytest.raises(Interrupted):
             registry.add_task(name, "base", images, progress=StopsAfter(stop), **options)
         assert registry.resume_task(name).digest == undisturbed.digest
@@ -531,8 +531,8 @@ LISTENS = {
     "parallel-adapter": {"norms"},
     "diff-pruning": {"keep", "sparsity", "score_lr", "norms"},
     "piggyback": set(),
-    "vmt-adapter": {"rank", "norms", "common"},
-    "vmt-adapter-lite": {"rank", "norms", "common"},
+    "vmt-adapter": {"rank", "norms", "set"},
+    "vmt-adapter-lite": {"rank", "norms", "set"},
 }
 OTHER: dict[str, Any] = {
     "sparsity": 2.0,
@@ -546,7 +546,7 @@ OTHER: dict[str, Any] = {
     "keep": 0.5,
     "share": "top",
     "own": "2",
-    "common": "others",
+    "set": "others",
     "arguments": {"colour": "red"},
 }
 

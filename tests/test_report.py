@@ -22,7 +22,7 @@ from taps_registry.cli.session import Session
 from taps_registry.cli.upkeep import ui
 from taps_registry.registry.errors import Interrupted, NotFoundError
 from taps_registry.registry.folders import HISTORY
-from taps_registry.registry.records import BudgetUse, CommonCost, LayerInfo, Run, Task, TaskLayer
+from taps_registry.registry.records import BudgetUse, LayerInfo, Run, SetCost, Task, TaskLayer
 from taps_registry.registry.reporting.bars import budget_rows, cost_rows
 from taps_registry.registry.reporting.collecting import (
     BaseReport,
@@ -331,8 +331,8 @@ def test_budgets_show_what_is_used_and_when_it_is_too_much(base: BaseReport) -> 
 
 
 def test_a_set_of_tasks_is_a_bar_of_its_own(base: BaseReport) -> None:
-    shared = CommonCost("shared", "vmt-adapter", "0" * 64, 1000, 4000, ("cars",))
-    rows = cost_rows(replace(base, cost=replace(base.cost, common=(shared,))))
+    shared = SetCost("shared", "vmt-adapter", "0" * 64, 1000, 4000, ("cars",))
+    rows = cost_rows(replace(base, cost=replace(base.cost, sets=(shared,))))
     assert [(row.name, row.is_set) for row in rows][-1] == ("shared", True)
     assert [segment.amount for segment in rows[-1].bytes.segments] == ["4.0 kB"]
 

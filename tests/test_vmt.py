@@ -185,7 +185,7 @@ def test_projections_are_an_object_of_their_own_and_tasks_hold_the_rest(
 ) -> None:
     for seed, name in enumerate(("first", "second")):
         task = empty.add_task(name, "base", images, **{**VMT, "method": method, "lr": 5e-3, "seed": seed})
-        assert task.common == empty.task(name).common == method
+        assert task.set == empty.task(name).set == method
         assert (task.params.weights, task.params.norms, task.params.head) == (OWN, NORMS, HEAD)
     held = [set(own_tensors(empty, name)) for name in ("first", "second")]
     adapters = {f"vmt_adapter.{block}.{part}" for block in range(BLOCKS) for part in ("scale", "shift")}
@@ -231,13 +231,13 @@ def test_adding_and_removing_tasks_of_the_set_changes_no_bit_of_another(copied: 
 def test_cost_counts_the_projections_once_and_names_who_has_them(pair: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Registry.open(pair) as registry:
         (base,) = registry.cost().bases
-        (common,) = base.common
+        (common,) = base.sets
         file = path_of(registry, common_of(registry, "first")).stat().st_size
         tasks = [registry.task(name) for name in ("first", "second")]
         disk = sum(path.stat().st_size for path in (registry.home / "objects").rglob("*.safetensors"))
     assert (common.name, common.method, common.tasks) == ("vmt-adapter", "vmt-adapter", ("first", "second"))
     assert (common.params, common.bytes) == (PROJECTIONS, file)
-    assert {cost.task: cost.common for cost in base.tasks} == {"first": "vmt-adapter", "second": "vmt-adapter"}
+    assert {cost.task: cost.set for cost in base.tasks} == {"first": "vmt-adapter", "second": "vmt-adapter"}
     assert base.total.bytes == disk == base.bytes + sum(task.bytes for task in tasks) + file
     assert base.total.params == base.params + sum(task.params.total for task in tasks) + PROJECTIONS
     backbone = base.tasks[0].params.weights + base.tasks[0].params.norms
@@ -253,7 +253,7 @@ def test_the_cost_of_one_task_names_all_who_share_its_projections(pair: Path) ->
     with Registry.open(pair) as registry:
         (base,) = registry.cost(["second"]).bases
         assert [cost.task for cost in base.tasks] == ["second"]
-        assert base.common[0].tasks == ("first", "second")
+        assert base.sets[0].tasks == ("first", "second")
         assert base.total.params == base.params + registry.task("second").params.total + PROJECTIONS
 
 
@@ -294,7 +294,7 @@ def test_two_sets_of_equal_projections_are_one_object_that_stays_while_either_is
     empty: Registry, images: Path
 ) -> None:
     for name in ("one", "other"):
-        empty.add_task(name, "base", images, **{**VMT, "common": f"set-{name}"})
+        empty.add_task(name, "base", images, **{**VMT, "set": f"set-{name}"})
     digest = common_of(empty, "one")
     assert common_of(empty, "other") == digest
     empty.remove("one")
@@ -306,7 +306,7 @@ def test_two_sets_of_equal_projections_are_one_object_that_stays_while_either_is
 
 def test_the_total_is_what_is_on_the_disk_if_two_sets_have_one_object(empty: Registry, images: Path) -> None:
     for name in ("one", "other"):
-        empty.add_task(name, "base", images, **{**VMT, "common": f"set-{name}"})
+        empty.add_task(name, "base", images, **{**VMT, "set": f"set-{name}"})
     disk = sum(path.stat().st_size for path in (empty.home / "objects").rglob("*.safetensors"))
     assert empty.cost().bases[0].total.bytes == disk
 
@@ -320,7 +320,7 @@ def test_gc_keeps_the_projections_until_the_last_task_of_the_set_is_gone(copied:
     for name in ("first", "second"):
         copied.remove(name)
         assert f"object {digest}" not in copied.gc().removed
-    assert copied.resume_task("third").common == "vmt-adapter"
+    assert copied.resume_task("third").set == "vmt-adapter"
     assert common_of(copied, "third") == digest
     assert copied.verify(deep=True) == ()
     copied.remove("third")
@@ -365,13 +365,13 @@ def test_a_task_whose_projections_are_gone_is_not_loaded_and_says_so(
 
 def test_a_second_task_has_to_wait_for_the_first_one(empty: Registry, images: Path) -> None:
     interrupted(empty, "first", images)
-    refusal = r"The set 'vmt-adapter' has no projections yet: its first task, 'first', is in training.*--common NAME"
+    refusal = r"The set 'vmt-adapter' has no projections yet: its first task, 'first', is in training.*--set NAME"
     with pytest.raises(BusyError, match=refusal):
         empty.add_task("second", "base", images, **VMT)
     assert [task.name for task in empty.tasks()] == ["first"]
-    assert empty.add_task("other", "base", images, **VMT, common="others").common == "others"
+    assert empty.add_task("other", "base", images, **VMT, set="others").set == "others"
     empty.resume_task("first")
-    assert empty.add_task("second", "base", images, **VMT).common == "vmt-adapter"
+    assert empty.add_task("second", "base", images, **VMT).set == "vmt-adapter"
 
 
 def test_a_task_that_begins_while_the_first_one_trains_is_refused(empty: Registry, images: Path) -> None:
@@ -408,37 +408,37 @@ def test_a_set_that_changes_between_reading_and_reserving_is_not_joined(
     with pytest.raises(BusyError, match="Another process has changed the set 'vmt-adapter' in the meantime"):
         empty.add_task("second", "base", images, **VMT)
     assert [task.name for task in empty.tasks()] == (["first"] if meanwhile == "begun" else [])
-    assert empty.add_task("second", "base", images, **VMT).common == "vmt-adapter"
+    assert empty.add_task("second", "base", images, **VMT).set == "vmt-adapter"
     empty.gc()
     assert empty.verify(deep=True) == ()
 
 
 @pytest.mark.parametrize(
-    "other", [{"rank": RANK + 1}, {"method": "vmt-adapter-lite", "common": "vmt-adapter"}], ids=["rank", "method"]
+    "other", [{"rank": RANK + 1}, {"method": "vmt-adapter-lite", "set": "vmt-adapter"}], ids=["rank", "method"]
 )
 def test_a_task_of_another_shape_is_refused_and_may_begin_a_set_of_its_own(
     copied: Registry, images: Path, other: dict[str, Any]
 ) -> None:
-    refusal = f"The set 'vmt-adapter' uses --method vmt-adapter with --rank {RANK}.*another set with --common NAME"
+    refusal = f"The set 'vmt-adapter' uses --method vmt-adapter with --rank {RANK}.*another set with --set NAME"
     for verb in (copied.add_task, copied.estimate):
         with pytest.raises(SettingsError, match=refusal):
             verb("third", "base", images, **{**VMT, **other})
     assert [task.name for task in copied.tasks()] == ["first", "second"]
-    task = copied.add_task("third", "base", images, **{**VMT, **other, "common": "others"})
-    assert task.common == "others"
+    task = copied.add_task("third", "base", images, **{**VMT, **other, "set": "others"})
+    assert task.set == "others"
     assert common_of(copied, "third") != common_of(copied, "first")
-    assert {cost.name: cost.tasks for cost in copied.cost().bases[0].common} == {
+    assert {cost.name: cost.tasks for cost in copied.cost().bases[0].sets} == {
         "others": ("third",),
         "vmt-adapter": ("first", "second"),
     }
-    assert [cost.name for cost in copied.cost(["third"]).bases[0].common] == ["others"]
+    assert [cost.name for cost in copied.cost(["third"]).bases[0].sets] == ["others"]
 
 
 def test_sets_of_one_name_on_two_bases_are_two_sets(copied: Registry, images: Path) -> None:
     copied.add_base("wider", "test_vit", random_init=True, input_size=32, seed=3)
     task = copied.add_task("elsewhere", "wider", images, **{**VMT, "rank": RANK + 1})
-    assert task.common == "vmt-adapter"
-    assert [common.tasks for base in copied.cost().bases for common in base.common] == [
+    assert task.set == "vmt-adapter"
+    assert [common.tasks for base in copied.cost().bases for common in base.sets] == [
         ("first", "second"),
         ("elsewhere",),
     ]
@@ -447,7 +447,7 @@ def test_sets_of_one_name_on_two_bases_are_two_sets(copied: Registry, images: Pa
 @pytest.mark.parametrize("name", ["two words", "no/name", "x" * 200])
 def test_a_set_is_named_as_a_task_is(empty: Registry, images: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="is not a valid"):
-        empty.estimate("first", "base", images, **VMT, common=name)
+        empty.estimate("first", "base", images, **VMT, set=name)
 
 
 # Interrupted, failed, given up
@@ -458,10 +458,10 @@ def test_an_interrupted_first_task_resumes_to_the_projections_of_an_undisturbed_
 ) -> None:
     interrupted(empty, "first", images)
     resumed = empty.resume_task("first")
-    other = empty.add_task("undisturbed", "base", images, **{**VMT, "epochs": 2, "common": "undisturbed"})
+    other = empty.add_task("undisturbed", "base", images, **{**VMT, "epochs": 2, "set": "undisturbed"})
     assert resumed.digest == other.digest
     assert common_of(empty, "first") == common_of(empty, "undisturbed")
-    assert empty.add_task("second", "base", images, **VMT).common == "vmt-adapter"
+    assert empty.add_task("second", "base", images, **VMT).set == "vmt-adapter"
 
 
 @pytest.mark.parametrize("how", ["interrupted", "failed", "over budget"])
@@ -478,15 +478,15 @@ def test_a_first_task_that_is_given_up_frees_the_name_of_its_set(empty: Registry
             empty.add_task("first", "base", images, **VMT)
         empty.remove("first")
         empty.clear_budget()
-    assert empty.cost().bases[0].common == ()
+    assert empty.cost().bases[0].sets == ()
     other: Task = empty.add_task("other", "base", images, **{**VMT, "rank": RANK + 2})
-    assert other.common == "vmt-adapter"
+    assert other.set == "vmt-adapter"
 
 
 def test_an_interrupted_second_task_resumes_on_the_projections_it_began_with(copied: Registry, images: Path) -> None:
     digest = common_of(copied, "first")
     interrupted(copied, "third", images, seed=2)
-    assert copied.task("third").common == "vmt-adapter"
+    assert copied.task("third").set == "vmt-adapter"
     copied.remove("first")
     assert copied.resume_task("third").state == "ready"
     assert common_of(copied, "third") == digest

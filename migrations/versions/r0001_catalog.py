@@ -113,7 +113,7 @@ def upgrade() -> None:
     op.create_index(op.f("ix_taps_tasks_base_id"), "taps_tasks", ["base_id"])
 
     op.create_table(
-        "taps_common",
+        "taps_sets",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("base_id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=128), nullable=False),
@@ -123,31 +123,29 @@ def upgrade() -> None:
         sa.Column("params", sa.BigInteger(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
-            ["base_id"], ["taps_base_models.id"], name=op.f("fk_taps_common_base_id_taps_base_models")
+            ["base_id"], ["taps_base_models.id"], name=op.f("fk_taps_sets_base_id_taps_base_models")
         ),
         sa.ForeignKeyConstraint(
-            ["object_digest"], ["taps_objects.digest"], name=op.f("fk_taps_common_object_digest_taps_objects")
+            ["object_digest"], ["taps_objects.digest"], name=op.f("fk_taps_sets_object_digest_taps_objects")
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_taps_common")),
-        sa.UniqueConstraint("base_id", "name", name=op.f("uq_taps_common_base_id_name")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_taps_sets")),
+        sa.UniqueConstraint("base_id", "name", name=op.f("uq_taps_sets_base_id_name")),
     )
-    op.create_index(op.f("ix_taps_common_object_digest"), "taps_common", ["object_digest"])
+    op.create_index(op.f("ix_taps_sets_object_digest"), "taps_sets", ["object_digest"])
     op.create_table(
-        "taps_common_tasks",
+        "taps_set_members",
         sa.Column("task_id", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("common_id", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["common_id"], ["taps_common.id"], name=op.f("fk_taps_common_tasks_common_id_taps_common")
-        ),
+        sa.Column("set_id", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["set_id"], ["taps_sets.id"], name=op.f("fk_taps_set_members_set_id_taps_sets")),
         sa.ForeignKeyConstraint(
             ["task_id"],
             ["taps_tasks.id"],
-            name=op.f("fk_taps_common_tasks_task_id_taps_tasks"),
+            name=op.f("fk_taps_set_members_task_id_taps_tasks"),
             ondelete="CASCADE",
         ),
-        sa.PrimaryKeyConstraint("task_id", name=op.f("pk_taps_common_tasks")),
+        sa.PrimaryKeyConstraint("task_id", name=op.f("pk_taps_set_members")),
     )
-    op.create_index(op.f("ix_taps_common_tasks_common_id"), "taps_common_tasks", ["common_id"])
+    op.create_index(op.f("ix_taps_set_members_set_id"), "taps_set_members", ["set_id"])
 
     op.create_table(
         "taps_runs",
@@ -234,7 +232,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     for name in (
-        *("artifact_layers", "artifacts", "runs", "common_tasks", "common", "tasks", "layers", "budgets"),
+        *("artifact_layers", "artifacts", "runs", "set_members", "sets", "tasks", "layers", "budgets"),
         *("base_models", "registry", "objects"),
     ):
         op.drop_table(f"taps_{name}")

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, selectinload
 from ..errors import NameTakenError, NotFoundError, SettingsError
 from ..records import Base, InputConfig, LayerInfo
 from .ordering import ByName
-from .tables import BaseRow, CommonRow, LayerRow, ObjectRow, TaskRow
+from .tables import BaseRow, LayerRow, ObjectRow, SetRow, TaskRow
 
 
 def add(session: Session, base: Base, checksum: str) -> None:
@@ -55,7 +55,7 @@ def remove(session: Session, name: str) -> None:
         raise SettingsError(
             f"The base {name!r} is needed by {shown}. Remove these tasks first: taps-registry remove TASK"
         )
-    session.execute(delete(CommonRow).where(CommonRow.base_id == base.id))
+    session.execute(delete(SetRow).where(SetRow.base_id == base.id))
     session.delete(base)
 
 

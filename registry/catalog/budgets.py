@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import BudgetError
 from ..records import BudgetUse
-from . import bases, common
+from . import bases, sets
 from .ordering import ByName
 from .tables import CURRENT, ArtifactRow, BaseRow, BudgetRow, TaskRow
 
@@ -85,7 +85,7 @@ def _use(session: Session, row: BudgetRow) -> BudgetUse:
     if row.base_id is not None:
         query = query.where(TaskRow.base_id == row.base_id)
     used_bytes, used_params = session.execute(query).one()
-    common_bytes, common_params = common.usage(session, row.base_id)
+    common_bytes, common_params = sets.usage(session, row.base_id)
     base = row.scope if row.base_id is not None else None
     return BudgetUse(
         base, row.max_bytes, row.max_params, int(used_bytes) + common_bytes, int(used_params) + common_params

@@ -10,7 +10,7 @@ from sqlalchemy import Row, case, func, select
 from sqlalchemy.orm import Session
 
 from ..errors import SettingsError
-from ..records import BaseCost, BudgetUse, CommonCost, CostReport, LayerCost, Params, TaskCost, Total
+from ..records import BaseCost, BudgetUse, CostReport, LayerCost, Params, SetCost, TaskCost, Total
 from . import bases, budgets, tasks
 from .ordering import ByName
 from .tables import (
@@ -18,10 +18,10 @@ from .tables import (
     ArtifactLayerRow,
     ArtifactRow,
     BaseRow,
-    CommonRow,
-    CommonTaskRow,
     LayerRow,
     ObjectRow,
+    SetMemberRow,
+    SetRow,
     TaskRow,
 )
 
@@ -56,7 +56,7 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
         found = _artifacts(session, row, names)
         if found or not names:
             grouped = _by_layer(session, row, names, by) if by != "task" else ()
-            shared = _common(session, row, names)
+            shared = _sets(session, row, names)
             costs.append(_base_cost(row, found, shared, grouped, uses.get(row.name)))
     return CostReport(tuple(costs), uses.get(None))
 
@@ -86,23 +86,23 @@ def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> Sequenc
     return session.connection().execute(query).all()
 
 
-def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[CommonCost, ...]:
+def _sets(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[SetCost, ...]:
     """The sets that these tasks are in, each with all its finished tasks."""
     query = (
-        select(CommonRow, ObjectRow.size, TaskRow.name)
-        .join(ObjectRow, CommonRow.object_digest == ObjectRow.digest)
-        .join(CommonTaskRow, CommonTaskRow.common_id == CommonRow.id)
-        .join(TaskRow, CommonTaskRow.task_id == TaskRow.id)
-        .where(CommonRow.base_id == base.id, TaskRow.state == "ready")
-        .order_by(ByName(CommonRow.name, TaskRow.name))
+        select(SetRow, ObjectRow.size, TaskRow.name)
+        .join(ObjectRow, SetRow.object_digest == ObjectRow.digest)
+        .join(SetMemberRow, SetMemberRow.set_id == SetRow.id)
+        .join(TaskRow, SetMemberRow.task_id == TaskRow.id)
+        .where(SetRow.base_id == base.id, TaskRow.state == "ready")
+        .order_by(ByName(SetRow.name, TaskRow.name))
     )
     members: dict[int, list[str]] = {}
-    rows: dict[int, tuple[CommonRow, int]] = {}
+    rows: dict[int, tuple[SetRow, int]] = {}
     for row, size, task in session.execute(query):
         rows[row.id] = (row, size)
         members.setdefault(row.id, []).append(task)
     return tuple(
-        CommonCost(row.name, row.method, str(row.object_digest), row.params, size, tuple(members[row.id]))
+        SetCost(row.name, row.method, str(row.object_digest), row.params, size, tuple(members[row.id]))
         for row, size in rows.values()
         if not names or set(names) & set(members[row.id])
     )
@@ -111,27 +111,27 @@ def _common(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[Comm
 def _base_cost(
     base: BaseRow,
     found: Sequence[Row[*tuple[Any, ...]]],
-    common: tuple[CommonCost, ...],
+    sets: tuple[SetCost, ...],
     by: tuple[LayerCost, ...],
     use: BudgetUse | None,
 ) -> BaseCost:
-    sets = {task: shared.name for shared in common for task in shared.tasks}
-    costs = tuple(_task_cost(row, base, sets.get(row.name, "")) for row in found)
+    set_of = {task: found.name for found in sets for task in found.tasks}
+    costs = tuple(_task_cost(row, base, set_of.get(row.name, "")) for row in found)
     files = {row.digest: row.bytes for row in found}
-    stored = base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in common}.values())
+    stored = base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in sets}.values())
     total = Total(
-        params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in common),
+        params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in sets),
         bytes=stored,
         multiple=1
         + sum(cost.share_of_base for cost in costs)
-        + sum(one.params for one in common) / base.backbone_params,
+        + sum(one.params for one in sets) / base.backbone_params,
         multiple_of_bytes=stored / base.object.size,
         multiple_if_copied=1.0 + len(costs),
     )
-    return BaseCost(base.name, base.params, base.object.size, costs, total, use, by, common)
+    return BaseCost(base.name, base.params, base.object.size, costs, total, use, by, sets)
 
 
-def _task_cost(row: Row[*tuple[Any, ...]], base: BaseRow, common: str) -> TaskCost:
+def _task_cost(row: Row[*tuple[Any, ...]], base: BaseRow, set_name: str) -> TaskCost:
     return TaskCost(
         task=row.name,
         version=row.version,
@@ -143,7 +143,7 @@ def _task_cost(row: Row[*tuple[Any, ...]], base: BaseRow, common: str) -> TaskCo
         share_of_base=(row.params_weights + row.params_norms) / base.backbone_params,
         share_of_bytes=row.bytes / base.object.size,
         metrics=row.metrics,
-        common=common,
+        set=set_name,
     )
 
 

@@ -116,10 +116,10 @@ class TaskRow(Row):
     base: Mapped[BaseRow] = relationship(lazy="joined", innerjoin=True)
 
 
-class CommonRow(Row):
+class SetRow(Row):
     """Sets of tasks with tensors in common: an object of its own, trained with the first task of the set."""
 
-    __tablename__ = "taps_common"
+    __tablename__ = "taps_sets"
     __table_args__ = (UniqueConstraint("base_id", "name"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -134,15 +134,15 @@ class CommonRow(Row):
     created: Mapped[datetime] = mapped_column(default=now)
 
 
-class CommonTaskRow(Row):
+class SetMemberRow(Row):
     """Which tasks, finished or in training, are in which of these sets, and need its object."""
 
-    __tablename__ = "taps_common_tasks"
+    __tablename__ = "taps_set_members"
 
     task_id: Mapped[int] = mapped_column(
         ForeignKey("taps_tasks.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
-    common_id: Mapped[int] = mapped_column(ForeignKey("taps_common.id"), index=True)
+    set_id: Mapped[int] = mapped_column(ForeignKey("taps_sets.id"), index=True)
 
 
 class RunRow(Row):

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from ..errors import BusyError, NameTakenError, NotFoundError
 from ..records import InputConfig, Params, Task, TaskLayer
-from . import bases, budgets, common
-from .common import PublishedCommon
+from . import bases, budgets, sets
 from .ordering import ByName
-from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, BaseRow, CommonRow, CommonTaskRow, LayerRow, RunRow, TaskRow
+from .sets import PublishedSet
+from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, BaseRow, LayerRow, RunRow, SetMemberRow, SetRow, TaskRow
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Published:
     settings: dict[str, Any]
     layers: Sequence[TaskLayer]
     packages: Mapping[str, str]
-    common: PublishedCommon | None = None
+    common: PublishedSet | None = None
 
 
 def reserve(session: Session, name: str, base: str) -> TaskRow:
@@ -105,7 +105,7 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
     require_room(session, name, made)
     task = row(session, name)
     if made.common:
-        common.publish(session, task, made.common)
+        sets.publish(session, task, made.common)
     return _add_version(session, task, made, run)
 
 
@@ -221,7 +221,7 @@ def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
 def remove(session: Session, name: str) -> None:
     """Forget a task and its versions; its objects stay until ``gc``. Raises NotFoundError."""
     task = row(session, name)
-    common.leave(session, task)
+    sets.leave(session, task)
     session.delete(task)
 
 
@@ -244,7 +244,7 @@ def _current() -> Select[*tuple[Any, ...]]:
             TaskRow.classes,
             TaskRow.input,
             TaskRow.created.label("reserved"),
-            CommonRow.name.label("common"),
+            SetRow.name.label("set_name"),
             ArtifactRow.id.label("artifact"),
             ArtifactRow.version,
             ArtifactRow.method,
@@ -264,8 +264,8 @@ def _current() -> Select[*tuple[Any, ...]]:
         )
         .join(BaseRow, TaskRow.base_id == BaseRow.id)
         .outerjoin(ArtifactRow, CURRENT)
-        .outerjoin(CommonTaskRow, CommonTaskRow.task_id == TaskRow.id)
-        .outerjoin(CommonRow, CommonTaskRow.common_id == CommonRow.id)
+        .outerjoin(SetMemberRow, SetMemberRow.task_id == TaskRow.id)
+        .outerjoin(SetRow, SetMemberRow.set_id == SetRow.id)
     )
 
 
@@ -282,9 +282,9 @@ def _layers(session: Session, artifact: int) -> Iterable[TaskLayer]:
 
 def record(found: Row[*tuple[Any, ...]], layers: Iterable[TaskLayer] = ()) -> Task:
     """What leaves the catalog of a row of ``_current``."""
-    common_set = found.common or ""
+    set_name = found.set_name or ""
     if found.version is None:
-        return Task(name=found.name, base=found.base, state=found.state, created=found.reserved, common=common_set)
+        return Task(name=found.name, base=found.base, state=found.state, created=found.reserved, set=set_name)
     return Task(
         name=found.name,
         base=found.base,
@@ -304,6 +304,6 @@ def record(found: Row[*tuple[Any, ...]], layers: Iterable[TaskLayer] = ()) -> Ta
         run=found.run_id,
         input=InputConfig.from_json(found.input) if found.input else None,
         created=found.created,
-        common=common_set,
+        set=set_name,
         layers=tuple(layers),
     )

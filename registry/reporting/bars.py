@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..records import CommonCost, TaskCost
+from ..records import SetCost, TaskCost
 from ..units import number, percent, size
 from .collecting import BaseReport, TaskReport
 from .limits import TaskLimit, task_limits
@@ -84,7 +84,7 @@ def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
     """Tasks, then sets, on one scale for parameters and one for bytes."""
     limits = [_limits(one, report.base.backbone_params) for one in report.tasks]
     tasks = [(one.task.name, _task_params(one.cost), _task_bytes(one)) for one in report.tasks]
-    sets = [(shared.name, {"common": shared.params}, {"common": shared.bytes}) for shared in report.cost.common]
+    sets = [(shared.name, {"common": shared.params}, {"common": shared.bytes}) for shared in report.cost.sets]
     every = [limit for own in limits for limit in own]
     most_params = _scale([params for _, params, _ in tasks + sets], every, in_bytes=False)
     most_bytes = _scale([taken for _, _, taken in tasks + sets], every, in_bytes=True)
@@ -166,11 +166,11 @@ def _of_all(report: BaseReport, what: str) -> dict[str, int]:
     """The parts of all tasks of the base together."""
     each = [_task_bytes(one) if what == "bytes" else _task_params(one.cost) for one in report.tasks]
     summed = {part: sum(parts[part] for parts in each) for part in PARTS}
-    shared = sum(_taken(one, what) for one in report.cost.common)
+    shared = sum(_taken(one, what) for one in report.cost.sets)
     return {**summed, "common": shared} if shared else summed
 
 
-def _taken(shared: CommonCost, what: str) -> int:
+def _taken(shared: SetCost, what: str) -> int:
     return shared.bytes if what == "bytes" else shared.params
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...plugins.options import options_of
 from ...plugins.trackers import RunInfo
-from ..catalog import bases, budgets, common, runs, tasks
+from ..catalog import bases, budgets, runs, sets, tasks
 from ..context import Context
 from ..data.workers import WorkersDiedError
 from ..errors import (
@@ -145,9 +145,8 @@ def _reserve(context: Context, name: str, run: str, prepared: Prepared) -> None:
     with context.catalog.write() as session:
         task = tasks.reserve(session, name, prepared.base.record.name)
         _require_room(session, prepared.base.record.name, cheapest, name)
-        if job.common:
-            joined = common.CommonSet(job.common.name, job.method.name, job.common.arguments, job.common.digest)
-            common.join(session, task, joined)
+        if job.set:
+            sets.join(session, task, job.set)
         runs.begin(session, run, task, job.settings.as_json(), job.data.fingerprint, job.settings.tracker)
 
 

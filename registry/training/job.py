@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -17,24 +15,9 @@ from ...plugins.methods import Delta, Method, MethodSettings
 from ..data.splits import TaskData
 from ..models.measure import roles
 from ..models.prices import Prices
-from ..records import InputConfig
+from ..records import InputConfig, TaskSet
 from .progress import EpochResult
 from .settings import TaskSettings
-
-
-@dataclass(frozen=True)
-class Common:
-    """A set of tasks that have tensors in common.
-
-    Attributes:
-        name: of the set, unique on its base.
-        arguments: of the method's ``extend``.
-        digest: of the object that holds the tensors; empty while this task trains them.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ class Job:
         input: what they are turned into.
         backbone_params: what shares are shares of.
         folder: of the run, for checkpoints.
-        common: the set whose tensors the task shares, for a method that has such.
+        set: that the task is in, for a method whose tasks have tensors in common.
     """
 
     settings: TaskSettings
@@ -65,7 +48,7 @@ class Job:
     input: InputConfig
     backbone_params: int
     folder: Path
-    common: Common | None = None
+    set: TaskSet | None = None
 
     @cached_property
     def pieces(self) -> Pieces:

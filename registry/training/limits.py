@@ -91,7 +91,7 @@ def _beside(job: Job) -> tuple[int, dict[str, int]]:
         input=asdict(job.input),
         layers=tuple(Gate(layer.name, open=digits.random() < 0.5, score=-digits.random()) for layer in gates),
         tensors={name: entry(name) for name in job.prices},
-        extension=dict(job.common.arguments) if job.common else {},
+        extension=dict(job.set.arguments) if job.set else {},
         common=f"{digits.getrandbits(256):064x}",
         packages=_packages(job),
     )

@@ -11,19 +11,19 @@ from torch import nn
 
 from ...plugins.guard import described
 from ...plugins.methods import Method
-from ..catalog import common as sets
+from ..catalog import sets
 from ..context import Context
 from ..data.splits import open_data
 from ..errors import IntegrityError, PluginError, SettingsError
 from ..home import check_name
 from ..models.bases import LoadedBase, load
 from ..models.build import check_input
-from ..records import Base
+from ..records import Base, TaskSet
 from ..store.artifact import low_rank_form_of
 from ..store.tensors import read_tensors
 from .budget import scarce, settle, what_is_left
 from .device import make_accelerator
-from .job import Common, Job
+from .job import Job
 from .limits import binding, limits
 from .progress import Progress
 from .settings import TaskSettings
@@ -37,8 +37,8 @@ def check(context: Context, settings: TaskSettings) -> None:
         SettingsError, PluginError
     """
     settings.check()
-    if settings.common:
-        check_name(settings.common, "set")
+    if settings.set:
+        check_name(settings.set, "set")
     make_accelerator(settings.device, settings.precision)
     settings.check_method(context.plugins.method(settings.method))
     context.plugins.encoding(settings.encoding_before)
@@ -92,20 +92,20 @@ def prepare(
     partition = base.partition(model)
     method = context.plugins.method(settings.method)
     settings = replace(settings, options=vars(settings.method_options(method)))
-    common = _extend(context, record, settings, method, model, task)
+    joined = _extend(context, record, settings, method, model, task)
     lr = context.plugins.architecture(record.plugin).learning_rate
     job = Job(
         settings=settings,
         model=model,
         partition=partition,
         method=method,
-        method_settings=settings.for_method(method, lr, train_common=common is None or not common.digest),
+        method_settings=settings.for_method(method, lr, train_common=joined is None or not joined.digest),
         encoding=context.plugins.encoding(settings.encoding_before),
         data=data,
         input=config,
         backbone_params=record.backbone_params,
         folder=Path(),
-        common=common,
+        set=joined,
     )
     for part in binding(job, left):
         progress.note(
@@ -135,7 +135,7 @@ def _require_enough(settings: TaskSettings, images: int) -> None:
 
 def _extend(
     context: Context, record: Base, settings: TaskSettings, method: Method, model: nn.Module, task: str
-) -> Common | None:
+) -> TaskSet | None:
     """Add the modules of a method that does not fold; what the task's set has in common already is loaded into them.
 
     Raises:
@@ -149,7 +149,7 @@ def _extend(
         json.dumps(arguments)
     except (TypeError, ValueError) as error:
         raise PluginError(f"{described(method)} returned from extension what JSON cannot hold: {error}.") from error
-    name = settings.common or method.name
+    name = settings.set or method.name
     with context.catalog.read() as session:
         found = sets.find(session, record.name, name)
     if found is not None:
@@ -158,9 +158,9 @@ def _extend(
         torch.manual_seed(settings.seed)
         method.extend(model, arguments)
     if found is None or not found.digest:
-        return Common(name, arguments)
+        return TaskSet(name, method.name, arguments)
     stored = read_tensors(context.store.get(found.digest))
     if set(stored) != method.common(model):
         raise IntegrityError(f"The object {found.digest} does not hold what tasks of {name!r} have in common.")
     model.load_state_dict(stored, strict=False)
-    return Common(name, arguments, found.digest)
+    return found

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...plugins.methods import Delta, Stored
-from ..catalog.common import PublishedCommon
+from ..catalog.sets import PublishedSet
 from ..catalog.tasks import Published
 from ..data.loaders import Images, evaluation_loader
 from ..data.splits import TaskData
@@ -54,10 +54,10 @@ class Result:
 
 def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
     """Encode a delta into files. Raises StorageError if the disk refuses."""
-    common = job.method.common(job.model) if job.common else frozenset()
+    common = job.method.common(job.model) if job.set else frozenset()
     shared = {name: tensor for name, tensor in delta.tensors.items() if name in common}
     own = replace(delta, tensors={name: tensor for name, tensor in delta.tensors.items() if name not in common})
-    digest = job.common.digest if job.common else ""
+    digest = job.set.digest if job.set else ""
     result = Result(folder / ARTIFACT, own, job.encoding.name)
     if shared:
         values = sum(tensor.numel() for tensor in shared.values())
@@ -75,7 +75,7 @@ def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
         method=job.method.name,
         classes=job.data.classes,
         input=asdict(job.input),
-        extension=dict(job.common.arguments) if job.common else {},
+        extension=dict(job.set.arguments) if job.set else {},
         common=digest,
     )
     return result
@@ -167,11 +167,11 @@ def describe(result: Result, job: Job, metrics: dict[str, float]) -> Published:
     )
 
 
-def _common(result: Result) -> PublishedCommon | None:
+def _common(result: Result) -> PublishedSet | None:
     if result.common is None:
         return None
     path = result.common
-    return PublishedCommon(sha256(path), checksum(path), file_size(path), result.common_params)
+    return PublishedSet(sha256(path), checksum(path), file_size(path), result.common_params)
 
 
 def _layers(job: Job, delta: Delta, sizes: Mapping[str, int]) -> tuple[TaskLayer, ...]:

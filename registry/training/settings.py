@@ -67,7 +67,7 @@ class TaskSettings:
         metavar="AMOUNT",
         on_resume="retrains",
     )
-    common: str = option("", "vmt-adapter: name of the group of tasks whose projections are shared.", metavar="NAME")
+    set: str = option("", "vmt-adapter: name of the set of tasks whose projections are shared.", metavar="NAME")
     encoding: str = option("fp32", ENCODINGS, metavar="NAME", on_resume="free")
     encoding_tolerance: float = option(
         0.2,
@@ -156,8 +156,8 @@ class TaskSettings:
     def check_method(self, method: Method) -> None:
         """Raises SettingsError for what means nothing to the method, or does not suit it."""
         told = self.for_method(method, 0.0)
-        if self.common and not method.extension(told):
-            raise SettingsError(f"--method {method.name} does not accept --common; leave it out.")
+        if self.set and not method.extension(told):
+            raise SettingsError(f"--method {method.name} does not accept --set; leave it out.")
         if method.needs_limits and not self.budget:
             raise SettingsError(f"--method {method.name} spends a budget: say which, such as --budget 1%.")
         try:
@@ -268,7 +268,7 @@ class TaskOptions(TypedDict, total=False):
     lr: float | None
     weight_decay: float
     budget: str
-    common: str
+    set: str
     encoding: str
     encoding_tolerance: float
     augment: str

@@ -10,23 +10,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, SettingsError
+from ..records import TaskSet
 from . import bases
-from .tables import CommonRow, CommonTaskRow, ObjectRow, TaskRow
+from .tables import ObjectRow, SetMemberRow, SetRow, TaskRow
 
 
 @dataclass(frozen=True)
-class CommonSet:
-    """A set as a task that joins it finds it; ``digest`` is empty while the first of its ``tasks`` trains."""
-
-    name: str
-    method: str
-    arguments: Mapping[str, Any]
-    digest: str
-    tasks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PublishedCommon:
+class PublishedSet:
     """The object that the first task of a set brings."""
 
     digest: str
@@ -35,13 +25,13 @@ class PublishedCommon:
     params: int
 
 
-def find(session: Session, base: str, name: str) -> CommonSet | None:
+def find(session: Session, base: str, name: str) -> TaskSet | None:
     """The set of this name on a base; None if no task has begun one."""
     row = _row(session, bases.row(session, base).id, name)
     return _record(session, row) if row else None
 
 
-def require_fit(found: CommonSet, method: str, arguments: Mapping[str, Any], task: str) -> None:
+def require_fit(found: TaskSet, method: str, arguments: Mapping[str, Any], task: str) -> None:
     """Return if a task that is told this can be in the set.
 
     Raises:
@@ -52,16 +42,16 @@ def require_fit(found: CommonSet, method: str, arguments: Mapping[str, Any], tas
         told = ", ".join(f"--{name} {value}" for name, value in found.arguments.items())
         raise SettingsError(
             f"The set {found.name!r} uses --method {found.method} with {told}. Use the same options, or start "
-            "another set with --common NAME."
+            "another set with --set NAME."
         )
     if not found.digest and task not in found.tasks:
         raise BusyError(
             f"The set {found.name!r} has no projections yet: its first task, {found.tasks[0]!r}, is in training. "
-            "Finish that one first, or start another set with --common NAME."
+            "Finish that one first, or start another set with --set NAME."
         )
 
 
-def join(session: Session, task: TaskRow, joined: CommonSet) -> None:
+def join(session: Session, task: TaskRow, joined: TaskSet) -> None:
     """Put a task that is to be trained into a set, which it begins if it is the first one.
 
     Args:
@@ -76,29 +66,29 @@ def join(session: Session, task: TaskRow, joined: CommonSet) -> None:
     name, method, arguments = joined.name, joined.method, joined.arguments
     row = _row(session, task.base_id, name)
     if row is None:
-        row = CommonRow(base_id=task.base_id, name=name, method=method, arguments=dict(arguments), params=0)
+        row = SetRow(base_id=task.base_id, name=name, method=method, arguments=dict(arguments), params=0)
         session.add(row)
         session.flush()
     else:
         require_fit(_record(session, row), method, arguments, task.name)
     if (row.object_digest or "") != joined.digest:
         raise BusyError(f"Another process has changed the set {name!r} in the meantime. Try again.")
-    session.add(CommonTaskRow(task_id=task.id, common_id=row.id))
+    session.add(SetMemberRow(task_id=task.id, set_id=row.id))
 
 
-def publish(session: Session, task: TaskRow, made: PublishedCommon) -> None:
+def publish(session: Session, task: TaskRow, made: PublishedSet) -> None:
     """Record the object of the set that a task began."""
-    row = session.scalars(select(CommonRow).join(CommonTaskRow).where(CommonTaskRow.task_id == task.id)).one()
+    row = session.scalars(select(SetRow).join(SetMemberRow).where(SetMemberRow.task_id == task.id)).one()
     bases.add_object(session, made.digest, made.bytes, "common", made.checksum)
     row.object_digest, row.params = made.digest, made.params
 
 
 def leave(session: Session, task: TaskRow) -> None:
     """Take a task out of its set; a set that no other task is in is forgotten. Its object stays until ``gc``."""
-    link = session.get(CommonTaskRow, task.id)
+    link = session.get(SetMemberRow, task.id)
     if link is None:
         return
-    row = session.get_one(CommonRow, link.common_id)
+    row = session.get_one(SetRow, link.set_id)
     session.delete(link)
     session.flush()
     if not _members(session, row):
@@ -107,22 +97,22 @@ def leave(session: Session, task: TaskRow) -> None:
 
 def usage(session: Session, base_id: int | None) -> tuple[int, int]:
     """Bytes and values of the objects of all sets on a base, or on all."""
-    query = select(func.coalesce(func.sum(ObjectRow.size), 0), func.coalesce(func.sum(CommonRow.params), 0))
-    query = query.select_from(CommonRow).join(ObjectRow, CommonRow.object_digest == ObjectRow.digest)
+    query = select(func.coalesce(func.sum(ObjectRow.size), 0), func.coalesce(func.sum(SetRow.params), 0))
+    query = query.select_from(SetRow).join(ObjectRow, SetRow.object_digest == ObjectRow.digest)
     if base_id is not None:
-        query = query.where(CommonRow.base_id == base_id)
+        query = query.where(SetRow.base_id == base_id)
     size, params = session.execute(query).one()
     return int(size), int(params)
 
 
-def _record(session: Session, row: CommonRow) -> CommonSet:
-    return CommonSet(row.name, row.method, row.arguments, row.object_digest or "", tuple(_members(session, row)))
+def _record(session: Session, row: SetRow) -> TaskSet:
+    return TaskSet(row.name, row.method, row.arguments, row.object_digest or "", tuple(_members(session, row)))
 
 
-def _row(session: Session, base_id: int, name: str) -> CommonRow | None:
-    return session.scalar(select(CommonRow).where(CommonRow.base_id == base_id, CommonRow.name == name))
+def _row(session: Session, base_id: int, name: str) -> SetRow | None:
+    return session.scalar(select(SetRow).where(SetRow.base_id == base_id, SetRow.name == name))
 
 
-def _members(session: Session, row: CommonRow) -> list[str]:
-    query = select(TaskRow.name).join(CommonTaskRow).where(CommonTaskRow.common_id == row.id).order_by(TaskRow.id)
+def _members(session: Session, row: SetRow) -> list[str]:
+    query = select(TaskRow.name).join(SetMemberRow).where(SetMemberRow.set_id == row.id).order_by(TaskRow.id)
     return list(session.scalars(query))
