@@ -5,24 +5,19 @@ Every method is one verb. What it needs of torch or timm is imported when it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..plugins.manager import PluginInfo, PluginManager
+from ..plugins.manager import PluginInfo
 from . import home as homes
-from . import upkeep, verifying
-from .catalog import bases, budgets, costs, runs, schema, tasks
-from .catalog.engine import Catalog
-from .catalog.identity import claim, require_same
+from . import opening, upkeep, verifying
+from .catalog import bases, budgets, costs, runs, tasks
 from .context import Context
-from .errors import BusyError, HomeError, SchemaError, SettingsError
+from .errors import BusyError, SettingsError
 from .folders import is_alive
-from .fresh import with_fresh
 from .records import (
     Base,
     BudgetUse,
@@ -39,7 +34,6 @@ from .records import (
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .inference.compose import Composed
     from .inference.task_model import TaskModel
     from .training.progress import Progress
     from .training.settings import ResumeOptions, TaskOptions
@@ -71,18 +65,7 @@ class Registry:
             SettingsError: for a URL we cannot use.
             HomeError: if the database belongs to another registry.
         """
-        address = Catalog(database).address if database else ""
-        folder, who = homes.create(Path(home), address)
-        if who.database != address:
-            raise HomeError(
-                f"The registry at {folder.root} has its catalog in {who.database or 'its own folder'}; "
-                "it cannot have a second one elsewhere."
-            )
-        catalog = Catalog(database or folder.database)
-        with closed_on_error(catalog):
-            schema.upgrade(catalog)
-            claim(catalog, who.id, folder.root)
-        return cls(Context(folder, catalog, PluginManager(disabled_plugins)))
+        return cls(opening.init(Path(home), database, disabled_plugins))
 
     @classmethod
     def open(
@@ -99,11 +82,7 @@ class Registry:
             HomeError: if there is none, or the database belongs to another registry.
             SchemaError: if there is no catalog, or one of another version.
         """
-        folder, who, catalog = _find(home, database)
-        with closed_on_error(catalog):
-            schema.check(catalog)
-            require_same(catalog, who.id, folder.root)
-        return cls(Context(folder, catalog, PluginManager(disabled_plugins)))
+        return cls(opening.open_existing(home, database, disabled_plugins))
 
     @classmethod
     def upgrade(cls, home: str | Path | None = None, *, database: str = "") -> tuple[str | None, str]:
@@ -116,14 +95,7 @@ class Registry:
             HomeError: if there is no registry.
             SchemaError: if there is no catalog, or one whose revision this version does not know.
         """
-        folder, who, catalog = _find(home, database)
-        with closed_on_error(catalog):
-            if schema.current(catalog) is None:
-                schema.check(catalog)  # nothing to upgrade: it says what to type
-            require_same(catalog, who.id, folder.root)
-            revisions = schema.upgrade(catalog)
-        catalog.close()
-        return revisions
+        return opening.upgrade(home, database)
 
     def close(self) -> None:
         """Close the connections to the catalog."""
@@ -392,11 +364,9 @@ class Registry:
             NotFoundError: if there is none of this name, or it is in training.
             IntegrityError: if its bytes or the base's are missing or damaged.
         """
-        from .inference.task_model import task_model
-        from .training.device import find_device
+        from .inference.task_model import load
 
-        record, _, composed = self._composed(task)
-        return task_model(task, record.version or 0, composed, find_device(device))
+        return load(self._context, task, device)
 
     def predict(
         self, task: str, images: Sequence[str | Path], *, top: int = 1, device: str = "auto"
@@ -436,23 +406,20 @@ class Registry:
             DataError: for unreadable images, a class that the task does not know, or no images of the split.
             StorageError: if a file cannot be written. Otherwise what ``load`` raises.
         """
-        from .data.held_out import Trained, open_held_out
-        from .inference import evaluation
+        from .inference.evaluation import evaluate_task
 
-        confusion, predictions = (path if path is None else Path(path) for path in (confusion, predictions))
-        evaluation.check_files(confusion, predictions)
-        ready = self.load(task, device=device)
-        with self._context.catalog.read() as session:
-            record = tasks.ready(session, task)
-            run = runs.get(session, record.run) if record.run else None
-        trained = Trained(record.settings, run.fingerprint if run else "")
-        images = open_held_out(str(data), ready.classes, trained, split, skip_bad_images=skip_bad_images)
-        answers = evaluation.answer(ready, images, batch_size, workers)
-        if predictions is not None:
-            evaluation.write_predictions(predictions, ready.classes, images, answers)
-        if confusion is not None:
-            evaluation.write_confusion(confusion, ready.classes, answers)
-        return evaluation.evaluate(ready, images, answers)
+        return evaluate_task(
+            self._context,
+            task,
+            str(data),
+            split=split,
+            skip_bad_images=skip_bad_images,
+            confusion=None if confusion is None else Path(confusion),
+            predictions=None if predictions is None else Path(predictions),
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        )
 
     def export(self, task: str, path: str | Path) -> str:
         """Write a task as a plain timm checkpoint (``.safetensors``) or as a program of ``torch.export`` (``.pt2``).
@@ -464,31 +431,11 @@ class Registry:
             SettingsError: for another ending, or a checkpoint of a method that adds modules to the model. Otherwise
                 what ``load`` raises.
         """
+        from .inference.compose import compose_task
         from .inference.export import export
 
-        _, base, composed = self._composed(task)
+        _, base, composed = compose_task(self._context, task)
         return export(composed, base, Path(path))
-
-    def _composed(self, task: str) -> tuple[Task, Base, Composed]:
-        """A task with its base and its model."""
-
-        def look_up() -> tuple[Task, Base]:
-            with self._context.catalog.read() as session:
-                record = tasks.ready(session, task)
-                return record, bases.get(session, record.base)
-
-        return with_fresh(look_up, lambda seen: (*seen, self._compose(*seen)))
-
-    def _compose(self, record: Task, base: Base) -> Composed:
-        """The model of a task."""
-        from .inference.compose import compose
-        from .models.bases import load_and_build
-
-        store = self._context.store
-        with ThreadPoolExecutor(1) as reader:
-            artifact = reader.submit(store.get, record.digest)  # then the base's, while the model is built
-            with load_and_build(self._context, base, len(record.classes), reader) as (loaded, blank):
-                return compose(loaded, artifact.result(), store.get, blank)
 
     # Upkeep
 
@@ -520,29 +467,6 @@ class Registry:
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin that was found, with its state."""
         return self._context.plugins.plugins()
-
-
-def _find(home: str | Path | None, database: str) -> tuple[homes.Home, homes.Identity, Catalog]:
-    """The folder, who it is, and its catalog, which must be there: an empty one would make ``gc`` remove everything."""
-    folder = homes.existing(Path(home)) if home else homes.find(Path.cwd())
-    who = homes.identity(folder)
-    if not database and who.database:
-        raise SchemaError(
-            f"The catalog of {folder.root} is in {who.database}. Name it with --database or $TAPS_DATABASE_URL."
-        )
-    if not database and not folder.catalog.exists():
-        raise SchemaError(f"The catalog of the registry is missing: {folder.catalog}. Restore it from a backup.")
-    return folder, who, Catalog(database or folder.database)
-
-
-@contextmanager
-def closed_on_error(catalog: Catalog) -> Iterator[None]:
-    """Leave no connection behind when a registry cannot be opened."""
-    try:
-        yield
-    except BaseException:
-        catalog.close()
-        raise
 
 
 def _absolute_data(settings: Mapping[str, Any]) -> dict[str, Any]:

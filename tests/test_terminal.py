@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taps_registry import Registry
+from taps_registry.cli.demo.story import Story
 from taps_registry.cli.terminal import printable, printable_line
 
 QUICK = {"epochs": 1, "augment": "none", "tracker": "none", "workers": 0, "batch_size": 8, "method": "head-only"}
@@ -113,3 +114,8 @@ def test_no_encoding_is_too_small(registry: Registry, images: Path, tmp_path: Pa
         assert json.loads(shown)["predictions"][0]["image"] == words[2]
     else:
         assert r"\u732b" in shown
+
+
+def test_the_demo_shows_the_name_of_its_folder_without_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    Story("demo\x1b[2J", ())._command("init")
+    assert capsys.readouterr().out == "\n$ taps-registry --home 'demo\\x1b[2J/.taps' init\n"

@@ -122,9 +122,7 @@ def _base_cost(
     total = Total(
         params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in sets),
         bytes=stored,
-        multiple=1
-        + sum(cost.share_of_base for cost in costs)
-        + sum(one.params for one in sets) / base.backbone_params,
+        multiple=1 + sum(cost.share_of_base for cost in costs) + sum(one.params for one in sets) / base.backbone_params,
         multiple_of_bytes=stored / base.object.size,
         multiple_if_copied=1.0 + len(costs),
     )

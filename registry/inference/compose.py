@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ...plugins.architectures.pieces import Pieces, tensor_of
+from ..catalog import bases, tasks
+from ..context import Context
 from ..errors import IntegrityError
-from ..models.bases import Blank, LoadedBase
+from ..fresh import with_fresh
+from ..models.bases import Blank, LoadedBase, load_and_build
+from ..records import Base, Task
 from ..store.artifact import read_artifact
 from ..store.header import Header
 from ..store.tensors import read_tensors
@@ -22,6 +27,29 @@ class Composed:
 
     model: nn.Module
     header: Header
+
+
+def compose_task(context: Context, name: str) -> tuple[Task, Base, Composed]:
+    """A task with its base and its model.
+
+    Raises:
+        NotFoundError: if there is none of this name, or it is in training.
+        IntegrityError: if its bytes or the base's are missing or damaged.
+    """
+
+    def look_up() -> tuple[Task, Base]:
+        with context.catalog.read() as session:
+            record = tasks.ready(session, name)
+            return record, bases.get(session, record.base)
+
+    return with_fresh(look_up, lambda seen: (*seen, _compose(context, *seen)))
+
+
+def _compose(context: Context, record: Task, base: Base) -> Composed:
+    with ThreadPoolExecutor(1) as reader:
+        artifact = reader.submit(context.store.get, record.digest)  # then the base's, while the model is built
+        with load_and_build(context, base, len(record.classes), reader) as (loaded, blank):
+            return compose(loaded, artifact.result(), context.store.get, blank)
 
 
 def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], blank: Blank | None = None) -> Composed:

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from ..data.held_out import HeldOut
+from ..catalog import runs
+from ..context import Context
+from ..data.held_out import HeldOut, Trained, open_held_out
 from ..data.loaders import Images, evaluation_loader
 from ..data.transforms import evaluation_transform
 from ..data.workers import deaths_explained
@@ -21,7 +23,9 @@ from ..errors import SettingsError
 from ..home import require_outside
 from ..records import ClassScores, Evaluation
 from ..store.files import write_file
-from .task_model import TaskModel
+from ..training.device import find_device
+from .compose import compose_task
+from .task_model import TaskModel, task_model
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,38 @@ class Answers:
     predicted: NDArray[Any]
     probabilities: NDArray[Any]
     losses: NDArray[Any]
+
+
+def evaluate_task(
+    context: Context,
+    name: str,
+    data: str,
+    *,
+    split: str,
+    skip_bad_images: bool,
+    confusion: Path | None,
+    predictions: Path | None,
+    batch_size: int,
+    workers: int,
+    device: str,
+) -> Evaluation:
+    """Ask a task about images that it was not trained with, and write the files that are wanted.
+
+    For arguments and errors see ``Registry.evaluate``.
+    """
+    check_files(confusion, predictions)
+    record, _, composed = compose_task(context, name)
+    task = task_model(record, composed, find_device(device))
+    with context.catalog.read() as session:
+        run = runs.get(session, record.run) if record.run else None
+    trained = Trained(record.settings, run.fingerprint if run else "")
+    images = open_held_out(data, task.classes, trained, split, skip_bad_images=skip_bad_images)
+    answers = answer(task, images, batch_size, workers)
+    if predictions is not None:
+        write_predictions(predictions, task.classes, images, answers)
+    if confusion is not None:
+        write_confusion(confusion, task.classes, answers)
+    return evaluate(task, images, answers)
 
 
 @deaths_explained()

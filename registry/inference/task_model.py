@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..context import Context
 from ..data.pixels import read_rgb
 from ..data.transforms import batch, evaluation_transform
-from ..records import InputConfig, Prediction
-from .compose import Composed
+from ..records import InputConfig, Prediction, Task
+from ..training.device import find_device
+from .compose import Composed, compose_task
 
 BATCH = 32
 
@@ -61,7 +63,13 @@ class TaskModel:
         return Prediction(str(path), tuple((self.classes[index], share) for index, share in pairs))
 
 
-def task_model(task: str, version: int, composed: Composed, device: torch.device) -> TaskModel:
+def load(context: Context, name: str, device: str) -> TaskModel:
+    """A task on a device. Raises SettingsError for a device that is not there, and what ``compose_task`` raises."""
+    record, _, composed = compose_task(context, name)
+    return task_model(record, composed, find_device(device))
+
+
+def task_model(record: Task, composed: Composed, device: torch.device) -> TaskModel:
     """Put a composed model on a device."""
     header = composed.header
-    return TaskModel(task, version, composed.model.to(device), header.classes, header.config())
+    return TaskModel(record.name, record.version or 0, composed.model.to(device), header.classes, header.config())
