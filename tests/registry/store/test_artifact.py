@@ -461,7 +461,7 @@ def test_a_bundle_is_refused_that_has(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_file_is_read_without_the_package_as_documented(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    described = (Path(__file__).parents[1] / "docs/artifact-format.md").read_text(encoding="utf-8")
+    described = (Path(__file__).parents[3] / "docs/artifact-format.md").read_text(encoding="utf-8")
     example = described.partition("without the package:\n\n```python\n")[2].partition("```")[0]
     monkeypatch.chdir(written.parent)
     found: dict[str, Any] = {}

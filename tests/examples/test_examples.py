@@ -26,7 +26,7 @@ from taps_registry.plugins.manager import PluginManager
 from taps_registry.registry.errors import SettingsError, WeightsError
 from taps_registry.testing import ArchitectureTests, EncodingTests, MethodTests
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 PACKAGES = {"taps-convnext": ("convnext", 80), "taps-ssf": ("ssf", 100)}
 SINGLE = {"tiny-nets": "own_model", "last-stage": "last_stage", "int16": "int16"}

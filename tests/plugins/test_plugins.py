@@ -534,7 +534,7 @@ def test_all_that_examples_import_is_at_the_door() -> None:
     """A stranger's plugin need not know our rooms."""
     import taps_registry.plugins as door
 
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     texts = [path.read_text() for path in (root / "examples").rglob("*.py")] + [(root / "docs/plugins.md").read_text()]
     places = {place for text in texts for place in re.findall(r"from (taps_registry[\w.]*) import", text)}
     assert places <= {"taps_registry", "taps_registry.plugins", "taps_registry.testing"}

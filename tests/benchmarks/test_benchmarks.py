@@ -14,7 +14,7 @@ from PIL import Image
 from taps_registry import Registry
 from taps_registry.registry.home import NAME
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no part of the package
 
 from benchmarks.published import run as published
 from benchmarks.published.protocols import PROTOCOLS, Protocol

@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from taps_registry import Registry
-from taps_registry.plugins.methods import Adaptation, sampling
+from taps_registry.plugins.methods import Adaptation
 from taps_registry.registry.catalog import runs
 from taps_registry.registry.errors import (
     BusyError,
@@ -106,19 +106,13 @@ def test_an_interrupted_run_resumes_to_the_artifact_of_an_undisturbed_one(
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_with_closed_gates_resumes_to_the_same_artifact(
-    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
-    """In its first epoch some gates close, in its second all are fixed. Weights of layers that see large pictures rest
-    then, and go on with what the optimiser kept of them.
-    """
-    told = {"epochs": 5, "method": "taps", "budget": "20%", "input_size": 96, "batch_size": 7}
+def test_a_run_with_closed_gates_resumes_to_the_same_artifact(registry: Registry, add: Add, stop: int) -> None:
+    """In its first epoch some gates close, in its second all are fixed."""
+    told = {"epochs": 5, "method": "taps", "budget": "20%", "batch_size": 7}
     undisturbed = add("undisturbed", **told)
     with pytest.raises(Interrupted):
         add("stopped", **told, progress=StopsAfter(stop))
     assert registry.resume_task("stopped").digest == undisturbed.digest
-    monkeypatch.setattr(sampling, "PLENTY", 10**9)
-    assert add("all-positions", **told).digest != undisturbed.digest
 
 
 def test_checkpoints_leave_out_what_factors_give_back(registry: Registry, add: Add) -> None:

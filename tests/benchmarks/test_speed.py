@@ -15,12 +15,12 @@ from click.testing import CliRunner
 
 from taps_registry import Registry
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no part of the package
 
 from benchmarks.speed import run
 from benchmarks.speed.files import _from_the_disk
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measured(out: Path, *arguments: str) -> dict[str, Any]:
