@@ -58,9 +58,9 @@ def declared(*classes: type, names: Iterable[str] = (), **other: Any) -> Decorat
     """
     known: dict[str, Option] = {}
     for cls in classes:
-        for name, found in options_of(cls).items():
-            first = known.setdefault(name, found)
-            more = [choice for choice in found.choices if choice not in first.choices]
+        for name, option in options_of(cls).items():
+            first = known.setdefault(name, option)
+            more = [choice for choice in option.choices if choice not in first.choices]
             known[name] = replace(first, choices=(*first.choices, *more))
     wanted = list(names) or list(known)
 

@@ -79,8 +79,8 @@ def add_task(
         progress = make_progress()
         try:
             if dry_run:
-                found = registry.estimate(name, str(base), str(data), progress=progress, **given)
-                return print_json(found) if form == "json" else _print_estimate(found)
+                estimate = registry.estimate(name, str(base), str(data), progress=progress, **given)
+                return print_json(estimate) if form == "json" else _print_estimate(estimate)
             if resume:
                 _same_base(registry.task(name).base, base)
                 changes = {**given, "data": data} if data else given
@@ -103,13 +103,14 @@ def add_task(
     return None
 
 
-def _print_estimate(found: Estimate) -> None:
+def _print_estimate(estimate: Estimate) -> None:
     """Least and most, by part; within a budget, what that allows instead of the most."""
-    ends = [("at least", found.least, found.least_share)]
-    if not found.allowed:
-        ends.append(("at most", found.most, found.most_share))
+    ends = [("at least", estimate.least, estimate.least_share)]
+    if not estimate.allowed:
+        ends.append(("at most", estimate.most, estimate.most_share))
+    title = f"{estimate.task} with {estimate.method}, {estimate.encoding}"
     print_table(
-        (f"{found.task} with {found.method}, {found.encoding}", "weights>", "norms>", "head>", "size>", "% params>"),
+        (title, "weights>", "norms>", "head>", "size>", "% params>"),
         (
             (
                 what,
@@ -122,12 +123,12 @@ def _print_estimate(found: Estimate) -> None:
             for what, found_size, share in ends
         ),
     )
-    for part in found.allowed:
+    for part in estimate.allowed:
         of_what = " of weights and norms" if part.budget.endswith("%") else ""
         say(f"--budget {part.budget} allows at most {part.amount:,} {part.unit}{of_what}.")
-    say(f"Nothing was trained. {len(found.classes)} classes; sizes exclude the file's header.")
-    if found.refused:
-        say(found.refused)
+    say(f"Nothing was trained. {len(estimate.classes)} classes; sizes exclude the file's header.")
+    if estimate.refused:
+        say(estimate.refused)
 
 
 def _same_base(is_on: str, named: str | None) -> None:
@@ -155,9 +156,9 @@ def tasks(session: Session, base: str | None, form: str) -> None:
       taps-registry tasks --base r50
     """
     with session.open() as registry:
-        found = registry.tasks(base)
+        listed = registry.tasks(base)
     if form == "json":
-        return print_json({"tasks": found})
+        return print_json({"tasks": listed})
     print_table(
         (
             "task",
@@ -186,7 +187,7 @@ def tasks(session: Session, base: str | None, form: str) -> None:
                 accuracy(task.metrics),
                 time(task.created),
             )
-            for task in found
+            for task in listed
         ),
     )
     return None
@@ -214,17 +215,17 @@ def show(session: Session, name: str, form: str) -> None:
     from ..registry.errors import NotFoundError
 
     with session.open() as registry:
-        found: dict[str, Task | Base] = {}
+        records: dict[str, Task | Base] = {}
         with suppress(NotFoundError):
-            found["task"] = registry.task(name)
+            records["task"] = registry.task(name)
         with suppress(NotFoundError):
-            found["base"] = registry.base(name)
-        if not found:
+            records["base"] = registry.base(name)
+        if not records:
             known = {task.name for task in registry.tasks()} | {base.name for base in registry.bases()}
             raise NotFoundError(not_found("task or base", name, sorted(known), "add-base"))
     if form == "json":
-        return print_json(found)
-    for what, record in found.items():
+        return print_json(records)
+    for what, record in records.items():
         _print_facts(what, record)
         _print_layers(record)
     return None

@@ -39,11 +39,11 @@ class Guarded:
             owner = next(parent for parent in cls.__mro__ if name in vars(parent))
             if owner is not cls and issubclass(owner, Guarded):
                 continue  # the contract's own, or wrapped when that class was made
-            own = vars(owner)[name]
-            if isinstance(own, staticmethod):
-                own = _of_no_object(own.__func__)
-            if isinstance(own, FunctionType) and not getattr(own, "__isabstractmethod__", False):
-                setattr(cls, name, _guarded(own))
+            member = vars(owner)[name]
+            if isinstance(member, staticmethod):
+                member = _of_no_object(member.__func__)
+            if isinstance(member, FunctionType) and not getattr(member, "__isabstractmethod__", False):
+                setattr(cls, name, _guarded(member))
 
 
 def _contract(cls: type[Guarded]) -> frozenset[str]:
@@ -142,6 +142,6 @@ def _package(module: str) -> str:
 def _class(name: str) -> type:
     from importlib import import_module
 
-    module, _, own = name.partition(":")
-    found: type = getattr(import_module(module, __package__), own)
-    return found
+    module, _, class_name = name.partition(":")
+    cls: type = getattr(import_module(module, __package__), class_name)
+    return cls

@@ -104,11 +104,11 @@ class PluginManager:
 
     def architecture(self, name: str) -> Architecture:
         """The architecture plugin of this name. Raises PluginError if there is none."""
-        return self._found.architectures.get(name)
+        return self._loaded.architectures.get(name)
 
     def architectures(self) -> tuple[str, ...]:
         """Names of all architecture plugins."""
-        return tuple(sorted(self._found.architectures.items))
+        return tuple(sorted(self._loaded.architectures.items))
 
     def builder(self, model: str) -> Architecture | None:
         """The architecture plugin that builds models of this name itself, if there is one.
@@ -116,30 +116,32 @@ class PluginManager:
         Raises:
             PluginError: if there is more than one.
         """
-        found = [plugin for plugin in self._found.architectures.items.values() if model in plugin.models]
-        if len(found) > 1:
-            raise PluginError(f"More than one plugin builds {model!r}: {', '.join(plugin.name for plugin in found)}.")
-        return found[0] if found else None
+        builders = [plugin for plugin in self._loaded.architectures.items.values() if model in plugin.models]
+        if len(builders) > 1:
+            raise PluginError(
+                f"More than one plugin builds {model!r}: {', '.join(plugin.name for plugin in builders)}."
+            )
+        return builders[0] if builders else None
 
     def origin(self, architecture: Architecture) -> str:
         """The package that brought an architecture plugin, with its version, such as ``taps-registry 0.1.0``."""
-        owner = self._found.architectures.owners[architecture.name]
+        owner = self._loaded.architectures.owners[architecture.name]
         return f"{owner.distribution} {owner.version}"
 
     def package(self, kind: str, name: str) -> str:
         """The package that brought a ``method`` or ``encoding`` (a form), with its version; empty if nobody did."""
-        shelves: dict[str, Shelf[Any]] = {"method": self._found.methods, "encoding": self._found.encodings}
+        shelves: dict[str, Shelf[Any]] = {"method": self._loaded.methods, "encoding": self._loaded.encodings}
         shelf = shelves[kind]
         owner = shelf.owners.get(name)
         return f"{owner.distribution} {owner.version}" if owner else ""
 
     def method(self, name: str) -> Method:
         """The method of this name. Raises PluginError if there is none."""
-        return self._found.methods.get(name)
+        return self._loaded.methods.get(name)
 
     def methods(self) -> tuple[str, ...]:
         """Names of all methods."""
-        return tuple(sorted(self._found.methods.items))
+        return tuple(sorted(self._loaded.methods.items))
 
     def encoding(self, name: str) -> Encoding:
         """The encoding of this name, which may end with ``+zstd``.
@@ -148,9 +150,9 @@ class PluginManager:
             PluginError: if there is none, or it is a form that is no encoding to choose.
         """
         inner, compressed = _taken_apart(name)
-        form = self._found.encodings.items.get(inner)
+        form = self._loaded.encodings.items.get(inner)
         if not isinstance(form, Encoding):
-            raise self._found.encodings.missing(name, Encoding)
+            raise self._loaded.encodings.missing(name, Encoding)
         if not compressed:
             return form
         from .encodings.zstd import CompressedEncoding
@@ -159,7 +161,7 @@ class PluginManager:
 
     def encodings(self) -> tuple[str, ...]:
         """Names of all encodings, without those that end with ``+zstd``."""
-        items = self._found.encodings.items
+        items = self._loaded.encodings.items
         return tuple(sorted(name for name, form in items.items() if isinstance(form, Encoding)))
 
     def form(self, name: str) -> Form:
@@ -169,9 +171,9 @@ class PluginManager:
             PluginError: if there is none.
         """
         inner, compressed = _taken_apart(name)
-        form = self._found.encodings.items.get(inner)
+        form = self._loaded.encodings.items.get(inner)
         if form is None or (compressed and not isinstance(form, Codec)):
-            raise self._found.encodings.missing(name, Codec if compressed else Form, kind="form")
+            raise self._loaded.encodings.missing(name, Codec if compressed else Form, kind="form")
         if not compressed:
             return form
         assert isinstance(form, Codec)
@@ -181,11 +183,11 @@ class PluginManager:
 
     def tracker(self, name: str) -> Tracker:
         """The tracker of this name. Raises PluginError if there is none."""
-        return self._found.trackers.get(name)
+        return self._loaded.trackers.get(name)
 
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin that was found, by name, with its state."""
-        return tuple(sorted(self._found.infos, key=lambda info: info.name))
+        return tuple(sorted(self._loaded.infos, key=lambda info: info.name))
 
     def architecture_for(self, model: nn.Module) -> Architecture:
         """The one plugin that knows this model, or a fallback.
@@ -193,7 +195,7 @@ class PluginManager:
         Raises:
             PluginError: if more than one, or none, matches.
         """
-        known = self._found.architectures.items.values()
+        known = self._loaded.architectures.items.values()
         for fallback in (False, True):
             matching = [plugin for plugin in known if plugin.fallback is fallback and self._matches(plugin, model)]
             if len(matching) > 1:
@@ -226,16 +228,16 @@ class PluginManager:
             raise PartitionError(f"{described(architecture)} made a mistake. {error}") from error
 
     @cached_property
-    def _found(self) -> _Found:
-        found = _Found()
+    def _loaded(self) -> _Loaded:
+        loaded = _Loaded()
         points = entry_points(group=GROUP)
         for point in sorted(points, key=lambda point: not _is_ours(point)):
             rivals = [other for other in points.select(name=point.name) if other.value != point.value]
-            found.add(point, disabled=point.name in self.disabled, rivals=[] if _is_ours(point) else rivals)
-        return found
+            loaded.add(point, disabled=point.name in self.disabled, rivals=[] if _is_ours(point) else rivals)
+        return loaded
 
 
-class _Found:
+class _Loaded:
     """What loading all entry points gave."""
 
     def __init__(self) -> None:
@@ -303,12 +305,12 @@ class _Found:
 class _BoundRegistrar:
     """The registrar one plugin gets: it collects, so that a plugin that fails half-way brings nothing."""
 
-    def __init__(self, found: _Found) -> None:
-        self.found = found
+    def __init__(self, loaded: _Loaded) -> None:
+        self.loaded = loaded
         self.brought: list[tuple[Shelf[Any], str, Any]] = []
 
     def architecture(self, architecture: Architecture) -> None:
-        self._take(self.found.architectures, architecture, Architecture)
+        self._take(self.loaded.architectures, architecture, Architecture)
         if isinstance(architecture.models, str):
             raise PluginError(
                 f"the models of its architecture {architecture.name} must be a set of names, not one name"
@@ -322,13 +324,13 @@ class _BoundRegistrar:
     def method(self, method: Method) -> None:
         from .methods import Method
 
-        self._take(self.found.methods, method, Method)
+        self._take(self.loaded.methods, method, Method)
 
     def encoding(self, encoding: Form) -> None:
-        self._take(self.found.encodings, encoding, Form)
+        self._take(self.loaded.encodings, encoding, Form)
 
     def tracker(self, tracker: Tracker) -> None:
-        self._take(self.found.trackers, tracker, Tracker)
+        self._take(self.loaded.trackers, tracker, Tracker)
 
     def _take(self, shelf: Shelf[Any], item: Any, contract: type) -> None:
         """Raises PluginError for what does not fulfil the contract."""
@@ -344,7 +346,7 @@ class _BoundRegistrar:
         if not NAME.fullmatch(name):
             raise PluginError(f"its {shelf.kind} is called {name!r}: use letters, digits, '.', '_' and '-'")
         first = shelf.owners.get(name)
-        if first and first.distribution == self.found.ours:
+        if first and first.distribution == self.loaded.ours:
             raise PluginError(f"it brings the {shelf.kind} {name!r}, which {first.distribution} has already")
         self.brought.append((shelf, name, item))
 

@@ -88,12 +88,12 @@ def option(default: Any, help: str, **known: Any) -> Any:
 def options_of(cls: type) -> Mapping[str, Option]:
     """The options that a dataclass declares, by name, in order."""
     hints = get_type_hints(cls)
-    found = {}
+    known = {}
     for declared in fields(cls):
         if _KEY in declared.metadata:
             types = [kind for kind in get_args(hints[declared.name]) or (hints[declared.name],) if kind is not NoneType]
-            found[declared.name] = replace(declared.metadata[_KEY], type=types[0])
-    return found
+            known[declared.name] = replace(declared.metadata[_KEY], type=types[0])
+    return known
 
 
 def check_options(values: Any) -> None:
@@ -138,6 +138,6 @@ class Options:
         """
         if unknown := sorted(set(given) - set(options_of(cls))):
             raise ValueError(f"there is no option {', '.join(unknown)}")
-        made = cls(**given)
-        check_options(made)
-        return made
+        options = cls(**given)
+        check_options(options)
+        return options

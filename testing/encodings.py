@@ -57,15 +57,15 @@ class CodecTests:
 
     def test_every_value_comes_back_as_near_as_promised(self) -> None:
         for what, value, base in self.cases():
-            found = self.encoding.decode(self.encoding.encode(value, base), base)
-            assert found.shape == base.shape, f"{what}: decodes to the shape {tuple(found.shape)}"
-            assert found.dtype == torch.float32, f"{what}: decodes to {found.dtype}, not float32"
+            decoded = self.encoding.decode(self.encoding.encode(value, base), base)
+            assert decoded.shape == base.shape, f"{what}: decodes to the shape {tuple(decoded.shape)}"
+            assert decoded.dtype == torch.float32, f"{what}: decodes to {decoded.dtype}, not float32"
             if self.encoding.exact:
-                assert same_bits(found, value), f"{what}: not exact to the last bit"
+                assert same_bits(decoded, value), f"{what}: not exact to the last bit"
                 continue
             delta = value - base
             allowed = self.tolerance(value, delta).double() + 2.0**-23 * (value.double().abs() + base.double().abs())
-            error = (found.double() - value.double()).abs()
+            error = (decoded.double() - value.double()).abs()
             excess = float((error - allowed).max())
             assert excess <= 0, f"{what}: {excess:.3g} further off than tolerance() says"
 
@@ -117,8 +117,8 @@ class EncodingTests(CodecTests):
     shapes = MATRICES
 
     def test_a_task_comes_back_from_a_registry(self, tmp_path: Path) -> None:
-        found = PluginManager().encoding(self.encoding.name)  # raises an error that lists what there is
-        assert type(found) is type(self.encoding), f"--encoding {self.encoding.name} is {type(found)}"
+        installed = PluginManager().encoding(self.encoding.name)  # raises an error that lists what there is
+        assert type(installed) is type(self.encoding), f"--encoding {self.encoding.name} is {type(installed)}"
         settings = {"method": "full", "encoding": self.encoding.name, "epochs": 1}
         with registry_with_base(tmp_path, "test_resnet", 32, {}) as registry:
             said = registry.estimate("task", "base", images_in(tmp_path), **{**QUICK, **settings}).most

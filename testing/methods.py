@@ -46,7 +46,7 @@ class MethodTests(WholeWay):
     pixels: ClassVar[int] = 32
     rounding: ClassVar[float] = 2**-17
 
-    def told(self, **others: Any) -> MethodSettings:
+    def method_settings(self, **others: Any) -> MethodSettings:
         """What the method is told, for two epochs."""
         return self.method.settings(**{"epochs": 2, **self.settings, **others})
 
@@ -63,7 +63,7 @@ class MethodTests(WholeWay):
 
     def rehearsal(self, epochs: int = 0, scale: float = 1.0, **others: Any) -> Rehearsal:
         """The method on a fresh base, after so many epochs."""
-        settings = self.told(**others)
+        settings = self.method_settings(**others)
         rehearsal = Rehearsal(self.method, *self.base(settings), settings, self.pixels, scale)
         for epoch in range(epochs):
             rehearsal.epoch(epoch)
@@ -71,7 +71,7 @@ class MethodTests(WholeWay):
 
     def of_base(self) -> dict[str, Tensor]:
         """Tensors of the base, and rows of them as the partition names them; whole ones as well."""
-        model, partition = self.base(self.told())
+        model, partition = self.base(self.method_settings())
         tensors = copied(model)
         return {**tensors, **pieces_of(partition, tensors)}
 
@@ -108,21 +108,21 @@ class MethodTests(WholeWay):
         return False
 
     def test_it_refuses_what_it_cannot_work_with_by_a_value_error(self) -> None:
-        self.method.check(self.told())  # of what it can work with, it says nothing
+        self.method.check(self.method_settings())  # of what it can work with, it says nothing
         for options in self.refused:
             refusal = None
             try:
-                self.method.check(self.told(**options))
+                self.method.check(self.method_settings(**options))
             except ValueError as error:
                 refusal = str(error)
             assert refusal is not None, f"check() takes {dict(options)}, which is to be refused"
             assert refusal, f"check() refuses {dict(options)} without a word to the user"
 
     def test_asking_what_it_would_store_changes_nothing(self) -> None:
-        model, partition = self.base(self.told())
+        model, partition = self.base(self.method_settings())
         before, asked = copied(model), [parameter.requires_grad for parameter in model.parameters()]
         for ask in (self.method.least, self.method.most):
-            first, second = (ask(model, partition, self.told()) for _ in range(2))
+            first, second = (ask(model, partition, self.method_settings()) for _ in range(2))
             assert first == second, f"{ask.__name__}() answers otherwise when it is asked again"
             assert not differing(before, copied(model)), f"{ask.__name__}() writes to the model"
             trains = [parameter.requires_grad for parameter in model.parameters()]
@@ -131,15 +131,15 @@ class MethodTests(WholeWay):
     # While it trains
 
     def test_what_is_stored_lies_between_least_and_most(self) -> None:
-        model, partition = self.base(self.told())
-        least = size_of(self.method.least(model, partition, self.told()), model.state_dict())
-        most = size_of(self.method.most(model, partition, self.told()), model.state_dict())
+        model, partition = self.base(self.method_settings())
+        least = size_of(self.method.least(model, partition, self.method_settings()), model.state_dict())
+        most = size_of(self.method.most(model, partition, self.method_settings()), model.state_dict())
         rehearsal = self.rehearsal()
-        for epoch in range(self.told().epochs):
+        for epoch in range(self.method_settings().epochs):
             rehearsal.epoch(epoch)
-            found = size_of(rehearsal.adaptation.stored(), model.state_dict())
+            stored = size_of(rehearsal.adaptation.stored(), model.state_dict())
             for what in ("params", "bytes"):
-                low, value, high = (getattr(size, what) for size in (least, found, most))
+                low, value, high = (getattr(size, what) for size in (least, stored, most))
                 assert low <= value <= high, (
                     f"after epoch {epoch} {value:,} {what} would be stored; least() said {low:,}, most() {high:,}"
                 )
@@ -159,9 +159,9 @@ class MethodTests(WholeWay):
         assert head <= kept, f"every task has a head of its own, but these are not stored: {few(head - kept)}"
 
     def test_no_module_is_replaced(self) -> None:
-        model, partition = self.base(self.told())
+        model, partition = self.base(self.method_settings())
         before, names = list(model.modules()), list(model.state_dict())
-        adaptation = self.method.adapt(model, partition, self.told())
+        adaptation = self.method.adapt(model, partition, self.method_settings())
         assert adaptation.model is model, "the adaptation works on another model than it was given"
         alike = len(before) == len(list(model.modules())) and all(map(same, before, model.modules()))
         assert alike, "adapt() replaces modules; what does not fold is added by extend()"
@@ -239,16 +239,16 @@ class MethodTests(WholeWay):
     # Methods that add modules
 
     def test_an_extension_is_the_same_each_time(self) -> None:
-        arguments = self.method.extension(self.told())
+        arguments = self.method.extension(self.method_settings())
         assert json.loads(json.dumps(arguments)) == arguments, "extension() gives what JSON does not keep"
         if not arguments:
             return
-        (model, partition), (second, _) = self.base(self.told()), self.base(self.told())
+        (model, partition), (second, _) = self.base(self.method_settings()), self.base(self.method_settings())
         assert not differing(copied(model), copied(second)), "extend() under one seed gives different models"
         added = set(model.state_dict()) - {name.partition("[")[0] for name in partition.tensors()}
         assert added, "extension() gives arguments, but extend() adds no tensors"
         common = self.method.common(model)
         assert common <= added, f"common() names what extend() did not add: {few(common - added)}"
-        stored = self.method.adapt(model, partition, replace(self.told(), train_common=False)).stored()
+        stored = self.method.adapt(model, partition, replace(self.method_settings(), train_common=False)).stored()
         assert not common & stored.tensors, "what tasks have in common must stay frozen once train_common is False"
         assert added - common <= stored.tensors, f"added, but never stored: {few(added - common - stored.tensors)}"

@@ -96,9 +96,9 @@ class Rehearsal:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``checkpoint`` gave."""
         with torch.no_grad():
-            own = Pieces(self.model.state_dict())
+            pieces = Pieces(self.model.state_dict())
             for name, tensor in state["model"].items():
-                own[name].copy_(tensor)
+                pieces[name].copy_(tensor)
         self.adaptation.load_state_dict(state["adaptation"])
         self._late_groups()
         self.optimiser.load_state_dict(state["optimiser"])

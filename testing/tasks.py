@@ -46,9 +46,9 @@ class WholeWay:
     @contextmanager
     def registry(self, folder: Path) -> Iterator[Registry]:
         """A registry with a base that the method can adapt, which it finds by its name."""
-        found = self.manager.method(self.method.name)  # raises an error that lists what there is
-        assert type(found) is type(self.method), (
-            f"--method {self.method.name} is {type(found)}: which one is under test?"
+        installed = self.manager.method(self.method.name)  # raises an error that lists what there is
+        assert type(installed) is type(self.method), (
+            f"--method {self.method.name} is {type(installed)}: which one is under test?"
         )
         with registry_with_base(folder, self.model, self.pixels, dict(self.arguments)) as registry:
             yield registry

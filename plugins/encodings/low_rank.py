@@ -1,4 +1,4 @@
-"""low-rank, and low-rank-int8, -int4, -int3: the product of two thin matrices, in 32 or in few bits.
+"""low-rank, and low-rank-int8, -int4, -int3: low-rank products, in 32 or in few bits.
 
 In few bits, both factors are stored with a row and a scale for each rank: ``up`` as ``(r, C_out)``, ``down`` as
 ``(r, d)``.
@@ -53,7 +53,7 @@ class PlainLowRank(LowRankForm):
     """``base + up @ down``, the base seen as a matrix of ``C_out`` rows."""
 
     name = "low-rank"
-    summary = "the base's weight plus the product of two thin matrices"
+    summary = "the base's weight plus a low-rank product"
     exact = True
 
     def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class PackedLowRank(LowRankForm):
     def __init__(self, integers: Integers) -> None:
         self.integers = integers
         self.name = f"low-rank-{integers.name}"
-        self.summary = f"the base's weight plus the product of two thin matrices in {integers.bits} bits"
+        self.summary = f"the base's weight plus a low-rank product in {integers.bits} bits"
 
     def parts(self, up: Tensor, down: Tensor) -> dict[str, Tensor]:
         return {**self._packed(UP, up.T.contiguous()), **self._packed(DOWN, down)}

@@ -1,4 +1,4 @@
-"""svd: the difference from the base as a product of two thin matrices, from its truncated singular value decomposition.
+"""svd: the difference from the base as a low-rank product, from its truncated singular value decomposition.
 
 A delta is cut off after the fewest singular values that leave at most ``ERROR`` of its Frobenius norm behind. The
 factors are stored as low-rank ones are in 8 bits. Where that would take no fewer bytes than the delta in ``int8``, that
@@ -27,7 +27,7 @@ class Svd(Encoding):
     """Pays where a task moved a layer along few directions."""
 
     name = "svd"
-    summary = "deltas as products of thin matrices in 8 bits, within a fifth of their norm; else as int8"
+    summary = "deltas as low-rank products in 8 bits, within a fifth of their norm; else as int8"
     fixed = False
     low_rank_form = FACTORS.name
     vectors = BFloat16Values()

@@ -407,5 +407,5 @@ class FixedSet(Method):
 
 def head_and_norms(partition: Partition, settings: MethodSettings) -> frozenset[str]:
     """The head, and the norms where every task has its own, by the option ``norms``."""
-    own = settings.options.norms == "task"
-    return frozenset(partition.head).union(partition.norm_tensors() if own else ())
+    has_own_norms = settings.options.norms == "task"
+    return frozenset(partition.head).union(partition.norm_tensors() if has_own_norms else ())

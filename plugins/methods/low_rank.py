@@ -1,4 +1,4 @@
-"""Weights with deltas of low rank, stored as thin factors in the form that the encoding in use has for them."""
+"""Weights with deltas of low rank, stored as factors in the form that the encoding in use has for them."""
 
 from __future__ import annotations
 

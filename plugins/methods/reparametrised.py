@@ -179,8 +179,8 @@ class Reparametrised(Adaptation):
         }
 
     def delta(self) -> Delta:
-        made = super().delta()
-        return Delta(made.tensors, made.layers, self.factors())
+        whole = super().delta()
+        return Delta(whole.tensors, whole.layers, self.factors())
 
     def kept(self) -> frozenset[str]:
         """Weights follow from their factors, which are in ``state_dict``."""

@@ -51,7 +51,7 @@ class Steering:
 
     @staticmethod
     def _fits(price: Iterable[float], left: Iterable[float]) -> bool:
-        return all(one <= free for one, free in zip(price, left, strict=True))
+        return all(cost <= free for cost, free in zip(price, left, strict=True))
 
     def start_epoch(self, epoch: int) -> None:
         """Epochs make no difference."""
@@ -76,7 +76,7 @@ class Steering:
         """Of the gates that are open, those worth most for their price that fit into so many times the limits."""
         left = [times * free for free in self.free]
         value = [
-            worth / max(1e-12, *(one / max(1, free) for one, free in zip(price, self.free, strict=True)))
+            worth / max(1e-12, *(cost / max(1, free) for cost, free in zip(price, self.free, strict=True)))
             for worth, price in zip(self.worth.tolist(), self.prices, strict=True)
         ]
         opened = [False] * len(self.gates)
@@ -84,7 +84,7 @@ class Steering:
             price = self.prices[gate]
             if self.opened[gate] and self._fits(price, left):
                 opened[gate] = True
-                left = [free - one for one, free in zip(price, left, strict=True)]
+                left = [free - cost for cost, free in zip(price, left, strict=True)]
         return opened
 
     def set_gradients(self, inner: Tensor) -> None:

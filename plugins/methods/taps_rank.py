@@ -50,9 +50,9 @@ class RankAdaptation(Reparametrised):
     """Trains whole layers, then the chosen directions of their deltas; the norms as told, and the head."""
 
     def __init__(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> None:
-        own = head_and_norms(partition, settings)
-        super().__init__(model, partition, (), own.union(partition.layer_tensors()), settings)
-        self.own = own
+        always = head_and_norms(partition, settings)
+        super().__init__(model, partition, (), always.union(partition.layer_tensors()), settings)
+        self.head_and_norms = always
         self._never = self._held  # rows that do not train whatever is chosen
         self.form = form_of(settings)
         self.fixed = False
@@ -71,9 +71,9 @@ class RankAdaptation(Reparametrised):
         if self.fixed:
             return
         gradients = [self._nothing if live.grad is None else live.grad for live in self.candidates]
-        found = torch.stack(torch._foreach_norm(gradients)).to(self.curvature).square() / self._values
+        squares = torch.stack(torch._foreach_norm(gradients)).to(self.curvature).square() / self._values
         self.curvature.lerp_(
-            found.where(found.isfinite(), self.curvature), 1 - MEMORY
+            squares.where(squares.isfinite(), self.curvature), 1 - MEMORY
         )  # fp16's first steps may overflow
         values, bases = [live.value for live in self.candidates], [live.base for live in self.candidates]
         torch._foreach_lerp_(values, bases, SLOW * lr * self.settings.weight_decay)
@@ -106,7 +106,7 @@ class RankAdaptation(Reparametrised):
         factors = {
             live.name: size_of(sizes[live.name], live, self.form) for live in self.candidates if live.name in sizes
         }
-        chosen = Stored(self.own.union(self._beside(sizes)), factors)
+        chosen = Stored(self.head_and_norms.union(self._beside(sizes)), factors)
         return all(limit.holds(chosen) for limit in self.settings.limits)
 
     def _beside(self, open_weights: Iterable[str]) -> frozenset[str]:
@@ -122,7 +122,7 @@ class RankAdaptation(Reparametrised):
         self.units = tuple(
             LowRankDelta(live, *factors[live.name], self.form) for live in self.candidates if live.name in factors
         )
-        self.always = self.own.union(self._beside(factors))
+        self.always = self.head_and_norms.union(self._beside(factors))
         kept = self._opened()
         closed = {name: live for name, live in self._layers.items() if name not in kept}
         for live in closed.values():
@@ -152,9 +152,9 @@ class RankAdaptation(Reparametrised):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights decay towards the base in ``before_step``."""
-        own = {id(live.owner) for live in self.candidates}
+        known = {id(live.owner) for live in self.candidates}
         groups = [
-            {**group, "params": [p for p in group["params"] if id(p) not in own]}
+            {**group, "params": [p for p in group["params"] if id(p) not in known]}
             for group in Adaptation.parameter_groups(self)
         ]
         weights = {id(live.owner): live.owner for live in self.candidates}

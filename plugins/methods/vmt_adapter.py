@@ -94,12 +94,12 @@ def _beside(adapter: nn.Module, mlp: nn.Module, inputs: tuple[Tensor, ...], outp
 
 def _mlps(model: nn.Module) -> dict[nn.Module, nn.Linear]:
     """The MLPs of a transformer's blocks in forward order, each with its first linear layer."""
-    found = {}
+    mlps = {}
     for name, module in model.named_modules():
         first = getattr(module, "fc1", None)
         if name.rpartition(".")[2] == "mlp" and isinstance(first, nn.Linear):
-            found[module] = first
-    return found
+            mlps[module] = first
+    return mlps
 
 
 def _own(model: nn.Module) -> frozenset[str]:

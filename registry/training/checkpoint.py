@@ -69,7 +69,8 @@ def save_delta(path: Path, delta: Delta) -> None:
     """Keep a delta as it is in memory, before any encoding."""
     layers = [asdict(layer) for layer in delta.layers]
     factors = {
-        name: {"form": one.form, "parts": one.parts, "params": one.params} for name, one in delta.factors.items()
+        name: {"form": stored.form, "parts": stored.parts, "params": stored.params}
+        for name, stored in delta.factors.items()
     }
     save(path, {"tensors": delta.tensors, "layers": layers, "factors": factors})
 
@@ -77,5 +78,5 @@ def save_delta(path: Path, delta: Delta) -> None:
 def load_delta(path: Path) -> Delta:
     """Read back what ``save_delta`` wrote. Raises IntegrityError if the file is damaged."""
     state: Mapping[str, Any] = load(path)
-    factors = {name: Factors(**one) for name, one in state["factors"].items()}
+    factors = {name: Factors(**stored) for name, stored in state["factors"].items()}
     return Delta(state["tensors"], tuple(LayerState(**layer) for layer in state["layers"]), factors)

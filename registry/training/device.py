@@ -23,11 +23,11 @@ def find_device(device: str) -> torch.device:
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device} cannot be used here: {first_line(error)}") from error
-    return found
+    return chosen
 
 
 def make_accelerator(device: str, precision: str) -> Any:

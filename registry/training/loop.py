@@ -240,9 +240,9 @@ class Trainer:
                 "Resume it with that version, or give it up with `taps-registry remove` and add the task anew."
             )
         with torch.no_grad():
-            own = Pieces(self.raw.state_dict())
+            pieces = Pieces(self.raw.state_dict())
             for name, tensor in state["model"].items():
-                own[name].copy_(tensor)
+                pieces[name].copy_(tensor)
         self.adaptation.load_state_dict(state["adaptation"])
         if state["trained_under"] != self.settings.trained_under(self.job.method):
             self.adaptation.begin_again()

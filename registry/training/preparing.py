@@ -114,10 +114,10 @@ def prepare(
         )
         job = replace(job, settings=replace(job.settings, budget=f"{job.settings.budget},{part.text}"))
     try_out(job)
-    told = replace(
+    method_settings = replace(
         job.method_settings, limits=limits(job), low_rank_form=low_rank_form_of(job.encoding, context.plugins)
     )
-    job = replace(job, method_settings=told)
+    job = replace(job, method_settings=method_settings)
     if not begun and (note := scarce(job, task)):
         progress.note(note)
     return Prepared(base, job)
@@ -151,16 +151,16 @@ def _extend(
         raise PluginError(f"{described(method)} returned from extension what JSON cannot hold: {error}.") from error
     name = settings.set or method.name
     with context.catalog.read() as session:
-        found = sets.find(session, record.name, name)
-    if found is not None:
-        sets.require_fit(found, method.name, arguments, task)
+        existing = sets.find(session, record.name, name)
+    if existing is not None:
+        sets.require_fit(existing, method.name, arguments, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         method.extend(model, arguments)
-    if found is None or not found.digest:
+    if existing is None or not existing.digest:
         return TaskSet(name, method.name, arguments)
-    stored = read_tensors(context.store.get(found.digest))
+    stored = read_tensors(context.store.get(existing.digest))
     if set(stored) != method.common(model):
-        raise IntegrityError(f"The object {found.digest} does not hold what tasks of {name!r} have in common.")
+        raise IntegrityError(f"The object {existing.digest} does not hold what tasks of {name!r} have in common.")
     model.load_state_dict(stored, strict=False)
-    return found
+    return existing

@@ -56,9 +56,9 @@ def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
     """Encode a delta into files. Raises StorageError if the disk refuses."""
     common = job.method.common(job.model) if job.set else frozenset()
     shared = {name: tensor for name, tensor in delta.tensors.items() if name in common}
-    own = replace(delta, tensors={name: tensor for name, tensor in delta.tensors.items() if name not in common})
+    of_task = replace(delta, tensors={name: tensor for name, tensor in delta.tensors.items() if name not in common})
     digest = job.set.digest if job.set else ""
-    result = Result(folder / ARTIFACT, own, job.encoding.name)
+    result = Result(folder / ARTIFACT, of_task, job.encoding.name)
     if shared:
         values = sum(tensor.numel() for tensor in shared.values())
         result = replace(result, common=folder / COMMON, common_params=values)
@@ -66,7 +66,7 @@ def write(folder: Path, base: LoadedBase, job: Job, delta: Delta) -> Result:
         digest = sha256(folder / COMMON)
     write_artifact(
         result.artifact,
-        own,
+        of_task,
         base.tensors,
         roles(job.partition),
         job.encoding,
@@ -180,19 +180,19 @@ def _layers(job: Job, delta: Delta, sizes: Mapping[str, int]) -> tuple[TaskLayer
     stored = delta.stored()
     described = []
     for layer in (*job.partition.layers, *job.partition.norms):
-        own = stored.tensors.intersection(layer.tensors)
+        plain = stored.tensors.intersection(layer.tensors)
         factors = {name: stored.factors[name] for name in layer.tensors if name in stored.factors}
-        params = job.prices.footprint(Stored(own, factors)).params
+        params = job.prices.footprint(Stored(plain, factors)).params
         state = states.get(layer.name)
         described.append(
             TaskLayer(
                 name=layer.name,
                 kind=layer.kind,
                 stage=layer.stage,
-                open=bool(own or factors),
+                open=bool(plain or factors),
                 score=state.score if state else None,
                 params=params.total,
-                bytes=sum(sizes[name] for name in (*own, *factors)),
+                bytes=sum(sizes[name] for name in (*plain, *factors)),
             )
         )
     return tuple(described)

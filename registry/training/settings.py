@@ -128,13 +128,13 @@ class TaskSettings:
     def stored(cls, raw: Mapping[str, Any], task: str) -> TaskSettings:
         """Those that the catalog has of a task. Raises IntegrityError if something else than settings is there."""
         try:
-            made = cls.of(raw)
-            made.check()
+            settings = cls.of(raw)
+            settings.check()
         except (TypeError, ValueError, AttributeError, SettingsError) as error:
             raise IntegrityError(
                 f"The settings of {task!r} in the catalog are damaged: {error} Restore the catalog from a backup."
             ) from error
-        return made
+        return settings
 
     def check(self) -> None:
         """Raises SettingsError for the first value that makes no sense; options of the method are not looked at."""
@@ -155,13 +155,13 @@ class TaskSettings:
 
     def check_method(self, method: Method) -> None:
         """Raises SettingsError for what means nothing to the method, or does not suit it."""
-        told = self.for_method(method, 0.0)
-        if self.set and not method.extension(told):
+        method_settings = self.for_method(method, 0.0)
+        if self.set and not method.extension(method_settings):
             raise SettingsError(f"--method {method.name} does not accept --set; leave it out.")
         if method.needs_limits and not self.budget:
             raise SettingsError(f"--method {method.name} spends a budget: say which, such as --budget 1%.")
         try:
-            method.check(told)
+            method.check(method_settings)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
@@ -195,8 +195,8 @@ class TaskSettings:
 
     def as_json(self) -> dict[str, Any]:
         """For the catalog and the tracker: without passwords, the method's options beside the others."""
-        own = asdict(self)
-        return {**own.pop("options"), **own, "tracking_uri": masked(self.tracking_uri)}
+        values = asdict(self)
+        return {**values.pop("options"), **values, "tracking_uri": masked(self.tracking_uri)}
 
     def changed(self, changes: Mapping[str, Any], method: Method) -> TaskSettings:
         """These settings for a resumed run.

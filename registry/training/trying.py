@@ -45,8 +45,8 @@ def _try_codec(codec: Codec) -> None:
         raise PluginError(f"{described(codec)} writes into the base's tensor in encode.")
     for name, part in parts.items():
         if not isinstance(name, str) or not isinstance(part, torch.Tensor):
-            found = f"{type(name).__name__} to {type(part).__name__}"
-            raise PluginError(f"{described(codec)} encodes a tensor as a dict of {found}, not of str to Tensor.")
+            types = f"{type(name).__name__} to {type(part).__name__}"
+            raise PluginError(f"{described(codec)} encodes a tensor as a dict of {types}, not of str to Tensor.")
     size, said = sum(part.nbytes for part in parts.values()), codec.nbytes(SHAPE)
     if size > said or (codec.fixed and size < said):
         raise PluginError(

@@ -13,7 +13,7 @@ class TestSsf(MethodTests):
     model, arguments = "test_vit", SMALL
 
     def test_a_layer_takes_a_scale_and_a_shift_for_each_output(self) -> None:
-        settings = self.told(norms="frozen")
+        settings = self.method_settings(norms="frozen")
         model, partition = self.base(settings)
         stored = self.method.least(model, partition, settings)
         sizes = {name: tensor.numel() for name, tensor in self.of_base().items()}

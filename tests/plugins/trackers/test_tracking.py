@@ -214,7 +214,7 @@ class BreakingTracker(Tracker):
 
 def with_tracker(registry: Registry, tracker: Tracker) -> None:
     """Puts a tracker on the shelf where a plugin would."""
-    found: Any = registry._context.plugins._found
+    found: Any = registry._context.plugins._loaded
     found.trackers.items[tracker.name] = tracker
 
 
