@@ -37,7 +37,7 @@ def _of(model: str, options: Options) -> Iterator[Ratio]:
         spender.fix()
         spender.warm_up()
         ratios = in_turns(spender, full, options.pairs)
-        yield summed_up("steps", what % f"{method}, fixed", ratios, target=0.80, note=spender.opened())
+        yield summed_up("steps", what % f"{method}, fixed", ratios, target=1.05, note=spender.opened())
         ratios = in_turns(spender, composed, options.pairs)
         yield summed_up("steps", f"{model}: a step of {method}, fixed / of W0 + I*D", ratios)
         if spender.near_end():
