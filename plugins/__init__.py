@@ -32,7 +32,7 @@ and these lines of your ``pyproject.toml`` ::
 ``register_architectures``  ``Architecture``: which tensors are layers, norms, head and shared; ``Generic``
                             walks through any timm model, ``build`` makes models that are not timm's
 ``register_methods``        ``Method``: what trains and what is stored; its ``Adaptation`` does the work
-                            around the optimiser's step. ``FixedSet`` names tensors, ``Reparametrised``
+                            around the optimiser's step. ``FixedSet`` names tensors, ``FixedUnits``
                             computes weights from factors, ``Method.extend`` adds modules
 ``register_encodings``      ``Encoding``: how one changed layer becomes tensors of the artifact;
                             ``Codec``: how norms and vectors do beside it; ``Form``: how the factors of one
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from .methods import Size as Size
     from .methods import Stored as Stored
     from .methods import head_and_norms as head_and_norms
+    from .methods.reparametrised import FixedUnits as FixedUnits
     from .methods.reparametrised import Reparametrised as Reparametrised
     from .methods.reparametrised import Unit as Unit
     from .methods.reparametrised import stored as stored
@@ -89,6 +90,7 @@ __all__ = [
     "Encoding",
     "Factors",
     "FixedSet",
+    "FixedUnits",
     "Form",
     "Generic",
     "Layer",
@@ -131,6 +133,7 @@ _ROOMS = {
     "Encoding": "encodings",
     "Factors": "methods",
     "FixedSet": "methods",
+    "FixedUnits": "methods.reparametrised",
     "Form": "encodings",
     "Generic": "architectures.generic",
     "LayerState": "methods",

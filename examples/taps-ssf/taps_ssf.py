@@ -59,27 +59,20 @@ class SsfOptions(taps.Options):
     shift: bool = taps.option(True, "Whether biases train.")
 
 
-class Ssf(taps.Method):
+class Ssf(taps.FixedUnits):
     """Trains the scales of every layer's rows, its bias, the norms and the head."""
 
     name = "ssf"
     summary = "a scale for each output of a layer, the biases, the norms and the head"
     options = SsfOptions
 
-    def units(self, model: nn.Module, partition: taps.Partition) -> list[taps.Unit]:
+    def units(self, model: nn.Module, partition: taps.Partition, settings: taps.MethodSettings) -> list[taps.Unit]:
         return taps.units_of(self.name, model, partition.layers, ScaledUnit)
 
     def plain(self, partition: taps.Partition, settings: taps.MethodSettings) -> frozenset[str]:
         """Names of what trains as it is."""
         names = {name for layer in partition.layers for name in layer.tensors if "bias" in name.rpartition(".")[2]}
         return taps.head_and_norms(partition, settings).union(names if settings.options.shift else ())
-
-    def least(self, model: nn.Module, partition: taps.Partition, settings: taps.MethodSettings) -> taps.Stored:
-        return taps.stored(self.units(model, partition), self.plain(partition, settings))
-
-    def adapt(self, model: nn.Module, partition: taps.Partition, settings: taps.MethodSettings) -> taps.Adaptation:
-        plain = self.plain(partition, settings)
-        return taps.Reparametrised(model, partition, self.units(model, partition), plain, settings)
 
 
 @taps.hookimpl

@@ -6,7 +6,8 @@ architecture, ``torch.compile``, mixed precision and data parallelism work as th
 method differ in what they do to the model:
 
 - A fixed set of tensors trains: subclass ``FixedSet`` and name them.
-- Weights are computed from factors: make the ``Adaptation`` a ``reparametrised.Reparametrised``.
+- Weights are computed from factors: subclass ``reparametrised.FixedUnits``, or make the ``Adaptation`` a
+  ``reparametrised.Reparametrised``.
 - Modules are added that do not fold into weights: override ``Method.extend``.
 """
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..architectures import Partition
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Stored, head_and_norms
+from . import Live, MethodSettings
 from .low_rank import LowRankDelta, form_of
 from .options import LoraOptions
-from .reparametrised import Unit, stored, units_of, with_head_and_norms
+from .reparametrised import FixedUnits, Unit, units_of
 
 
 class LoraDelta(LowRankDelta):
@@ -41,26 +41,16 @@ class LoraDelta(LowRankDelta):
         return self.scale * self.factors["up"], self.factors["down"]
 
 
-def low_rank_units(method: str, model: nn.Module, partition: Partition, settings: MethodSettings) -> list[Unit]:
-    """A low-rank unit for every matrix in the layers."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    return units_of(method, model, partition.layers, lambda live: LoraDelta(live, settings, generator))
-
-
-class Lora(Method):
+class Lora(FixedUnits):
     """Trains a low-rank delta of every layer, the norms and the head."""
 
     name = "lora"
     summary = "a low-rank update of every layer, the norms and the head"
     options = LoraOptions
 
-    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
-        units = low_rank_units(self.name, model, partition, settings)
-        return stored(units, head_and_norms(partition, settings))
-
-    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
-        units = low_rank_units(self.name, model, partition, settings)
-        return with_head_and_norms(model, partition, units, settings)
+    def units(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> list[Unit]:
+        generator = torch.Generator().manual_seed(settings.seed)
+        return units_of(self.name, model, partition.layers, lambda live: LoraDelta(live, settings, generator))
 
 
 @hookimpl

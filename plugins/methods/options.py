@@ -39,27 +39,14 @@ def _rank() -> Any:
 
 @dataclass(frozen=True)
 class NormOptions(Options):
-    """Of methods that train norms.
-
-    Attributes:
-        norms: ``task`` (every task has its own) or ``frozen`` (those of the base).
-    """
+    """Of methods that train norms."""
 
     norms: str = _norms("task", "frozen")
 
 
 @dataclass(frozen=True)
 class TapsOptions(Options):
-    """Of ``taps``.
-
-    Attributes:
-        sparsity: lambda, the strength of the penalty on the scores; where it begins, if there is a budget.
-        penalty: what a gate weighs in it: ``uniform``, the ``size`` of its layers, or the ``root`` of that.
-        threshold: tau; a gate is open while its score is at least this.
-        score_lr: learning rate of the scores.
-        norms: ``task``, ``gated`` (a gate each) or ``frozen``.
-        granularity: ``layer`` (a gate each) or ``block`` (one for all layers of a block).
-    """
+    """Of ``taps``."""
 
     sparsity: float = _sparsity(without_budget=True)
     penalty: str = option(
@@ -79,12 +66,7 @@ class TapsOptions(Options):
 
 @dataclass(frozen=True)
 class LoraOptions(NormOptions):
-    """Of ``lora``.
-
-    Attributes:
-        rank: of the factors.
-        alpha: deltas are multiplied by ``alpha / rank``.
-    """
+    """Of ``lora``."""
 
     rank: int = _rank()
     alpha: float = option(16.0, "Low-rank updates are scaled by alpha / rank.", metavar="A", least=0)
@@ -92,13 +74,7 @@ class LoraOptions(NormOptions):
 
 @dataclass(frozen=True)
 class DiffPruningOptions(NormOptions):
-    """Of ``diff-pruning``.
-
-    Attributes:
-        keep: share of the weights that the delta keeps.
-        sparsity: strength of the penalty on the gates.
-        score_lr: learning rate of the gates.
-    """
+    """Of ``diff-pruning``."""
 
     keep: float = option(
         0.005, "diff-pruning: fraction of the weights to keep.", metavar="FRACTION", above=0, most=1, unit="share"
@@ -109,12 +85,7 @@ class DiffPruningOptions(NormOptions):
 
 @dataclass(frozen=True)
 class HardSharingOptions(Options):
-    """Of ``hard-sharing``.
-
-    Attributes:
-        share: ``bottom`` or ``top``: which end of the model stays shared.
-        own: what is the task's own: a number of stages (``2``), or a share of the layers' parameters (``10%``).
-    """
+    """Of ``hard-sharing``."""
 
     share: str = option(
         "bottom", "hard-sharing: end of the model that is shared with the base.", choices=("bottom", "top")
@@ -128,11 +99,7 @@ class HardSharingOptions(Options):
 
 @dataclass(frozen=True)
 class AdapterOptions(NormOptions):
-    """Of ``vmt-adapter``.
-
-    Attributes:
-        rank: width of the adapters.
-    """
+    """Of ``vmt-adapter``."""
 
     rank: int = _rank()
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..architectures import Partition
 from ..encodings import Form, expect
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms
+from . import Live, MethodSettings, Size
 from .options import NormOptions
-from .reparametrised import Unit, stored, units_of, with_head_and_norms
+from .reparametrised import FixedUnits, Unit, units_of
 
 
 class Centre(Form):
@@ -59,25 +59,19 @@ class CentreUnit(Unit):
         return Size(values, 4 * values)
 
 
-class ParallelAdapter(Method):
+class ParallelAdapter(FixedUnits):
     """Trains an adapter beside each convolution with a spatial kernel, the norms and the head."""
 
     name = "parallel-adapter"
     summary = "a 1x1 convolution beside each spatial one, the norms and the head"
     options = NormOptions
 
-    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
+    def units(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> list[Unit]:
         def make(live: Live) -> Unit | None:
             kernel = live.base.shape[2:]
             return CentreUnit(live) if kernel.numel() > 1 else None
 
         return units_of(self.name, model, partition.layers, make)
-
-    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
-        return stored(self.units(model, partition), head_and_norms(partition, settings))
-
-    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
-        return with_head_and_norms(model, partition, self.units(model, partition), settings)
 
 
 @hookimpl

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..architectures import Partition
 from ..encodings import Form, expect
 from ..encodings.packing import pack, packed_bytes, unpack
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Size, Stored
-from .reparametrised import Reparametrised, Unit, stored, units_of
+from . import Live, MethodSettings, Size
+from .reparametrised import FixedUnits, Reparametrised, Unit, units_of
 
 INITIAL, THRESHOLD = 1e-2, 5e-3
 PACE = 0.1  # of --lr: the paper trains masks with a tenth of the head's rate
@@ -68,20 +68,18 @@ class PiggybackAdaptation(Reparametrised):
         return [{**group, "lr": PACE * self.settings.lr} for group in super().factor_groups()]
 
 
-class Piggyback(Method):
+class Piggyback(FixedUnits):
     """Trains a binary mask of every layer, and the head."""
 
     name = "piggyback"
     summary = "a binary mask over every layer, and the head"
+    adaptation = PiggybackAdaptation
 
-    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
+    def units(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> list[Unit]:
         return units_of(self.name, model, partition.layers, MaskedUnit)
 
-    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
-        return stored(self.units(model, partition), partition.head)
-
-    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
-        return PiggybackAdaptation(model, partition, self.units(model, partition), partition.head, settings)
+    def plain(self, partition: Partition, settings: MethodSettings) -> Iterable[str]:
+        return partition.head
 
 
 @hookimpl

@@ -17,9 +17,9 @@ from ..architectures import Partition
 from ..encodings import Form, expect
 from ..encodings.exact_product import exact_product
 from ..spec import Registrar, hookimpl
-from . import Adaptation, Live, Method, MethodSettings, Size, Stored, head_and_norms
+from . import Live, MethodSettings, Size
 from .options import NormOptions
-from .reparametrised import Unit, groups_of, stored, units_of, with_head_and_norms
+from .reparametrised import FixedUnits, Unit, groups_of, units_of
 
 
 class Modulated(Form):
@@ -73,21 +73,15 @@ class ModulatedUnit(Unit):
         return Size(values, 4 * values)
 
 
-class Rcm(Method):
+class Rcm(FixedUnits):
     """Trains a modulator of every layer's filters, the norms and the head."""
 
     name = "rcm"
     summary = "a matrix per layer that mixes its filters, the norms and the head"
     options = NormOptions
 
-    def units(self, model: nn.Module, partition: Partition) -> list[Unit]:
+    def units(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> list[Unit]:
         return units_of(self.name, model, partition.layers, lambda live: ModulatedUnit(live, groups_of(model, live)))
-
-    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
-        return stored(self.units(model, partition), head_and_norms(partition, settings))
-
-    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
-        return with_head_and_norms(model, partition, self.units(model, partition), settings)
 
 
 @hookimpl

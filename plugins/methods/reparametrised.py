@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..architectures import Layer, Partition
 from ..architectures.pieces import tensor_of
 from ..errors import PluginError
-from . import Adaptation, Delta, Factors, Live, MethodSettings, Size, Stored, head_and_norms, live_tensors
+from . import Adaptation, Delta, Factors, Live, Method, MethodSettings, Size, Stored, head_and_norms, live_tensors
 
 
 class Unit(ABC):
@@ -235,8 +235,26 @@ def groups_of(model: nn.Module, live: Live) -> int:
     return int(getattr(model.get_submodule(tensor_of(live.name).rpartition(".")[0]), "groups", 1))
 
 
-def with_head_and_norms(
-    model: nn.Module, partition: Partition, units: Sequence[Unit], settings: MethodSettings
-) -> Adaptation:
-    """The usual adaptation: these units, the head, and the norms as told."""
-    return Reparametrised(model, partition, units, head_and_norms(partition, settings), settings)
+class FixedUnits(Method):
+    """A method that computes the same weights from factors from beginning to end, and stores the factors.
+
+    Attributes:
+        adaptation: that trains them.
+    """
+
+    adaptation: ClassVar[type[Reparametrised]] = Reparametrised
+
+    @abstractmethod
+    def units(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Sequence[Unit]:
+        """The weights that are computed; ``units_of`` makes one for each matrix."""
+
+    def plain(self, partition: Partition, settings: MethodSettings) -> Iterable[str]:
+        """Names of what trains as it is: by default the head, and the norms by the option ``norms``."""
+        return head_and_norms(partition, settings)
+
+    def least(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
+        return stored(self.units(model, partition, settings), self.plain(partition, settings))
+
+    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+        units, plain = self.units(model, partition, settings), self.plain(partition, settings)
+        return self.adaptation(model, partition, units, plain, settings)

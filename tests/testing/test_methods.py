@@ -38,7 +38,7 @@ from taps_registry.plugins.methods.options import LoraOptions
 from taps_registry.plugins.methods.parallel_adapter import ParallelAdapter
 from taps_registry.plugins.methods.piggyback import Piggyback
 from taps_registry.plugins.methods.rcm import Rcm
-from taps_registry.plugins.methods.reparametrised import units_of, with_head_and_norms
+from taps_registry.plugins.methods.reparametrised import Unit, units_of
 from taps_registry.plugins.methods.taps import Taps
 from taps_registry.plugins.methods.taps_rank import TapsRank
 from taps_registry.plugins.methods.vmt_adapter import VmtAdapter, VmtAdapterLite
@@ -343,10 +343,9 @@ class Unscaled(Lora):
         def parts(self) -> dict[str, Tensor]:
             return dict(self.factors)
 
-    def adapt(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Adaptation:
+    def units(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> list[Unit]:
         generator = torch.Generator().manual_seed(0)
-        units = units_of(self.name, model, partition.layers, lambda live: self.unit(live, settings, generator))
-        return with_head_and_norms(model, partition, units, settings)
+        return units_of(self.name, model, partition.layers, lambda live: self.unit(live, settings, generator))
 
 
 class Restless(VmtAdapter):
