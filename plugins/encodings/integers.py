@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Codec, Encoding, expect
+from .floats import BFloat16Values
 from .minifloat import Float8Changes
 from .packing import pack, packed_bytes, unpack
-from .vectors import BFloat16Values
 
 SHARES = tuple(1 - 0.03 * step for step in range(24))  # of the widest scale
 
