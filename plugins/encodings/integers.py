@@ -23,11 +23,7 @@ SHARES = tuple(1 - 0.03 * step for step in range(24))  # of the widest scale
 
 
 class Integers(Encoding):
-    """Deltas as integers.
-
-    Attributes:
-        bits: of each.
-    """
+    """Deltas as integers of so many bits."""
 
     bits: int
     vectors: Codec = Float8Changes()

@@ -35,11 +35,7 @@ Words = NDArray[numpy.uint32]
 
 
 class Compressed(Codec):
-    """What an inner codec stores, compressed.
-
-    Args:
-        inner: any codec that is not compressed itself.
-    """
+    """What an inner codec stores, compressed; any codec that is not compressed itself."""
 
     fixed = False
 
