@@ -29,13 +29,9 @@ BY = ("task", "layer", "kind")
 
 
 def report(session: Session, names: Sequence[str] = (), base: str | None = None, by: str = "task") -> CostReport:
-    """What tasks cost.
+    """What tasks cost: those of these names, or all; bases without any of these are left out.
 
-    Args:
-        session: a read transaction.
-        names: of tasks; all of them if empty. Bases without any of these are left out.
-        base: one base only.
-        by: ``task``, or also ``layer`` or ``kind`` to add what all these tasks store of each.
+    With ``by``, what they store of each ``layer`` or ``kind`` is added.
 
     Raises:
         NotFoundError: for a name that does not exist, or a task that is still in training.

@@ -34,10 +34,7 @@ WRITER_LOCK = 0x7461707372656731  # "tapsreg1": the advisory lock of our writers
 
 
 class Catalog:
-    """A database that holds our tables.
-
-    Args:
-        url: of the database, such as ``sqlite:////srv/catalog.sqlite`` or ``postgresql://user@host/database``.
+    """A database that holds our tables: ``sqlite:////srv/catalog.sqlite``, ``postgresql://user@host/database``.
 
     Raises:
         SettingsError: if the URL is not one of a database we can use.

@@ -13,8 +13,7 @@ from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, LayerRow, TaskRow
 def by_task(session: Session, base: str | None = None) -> dict[str, list[TaskLayer]]:
     """The layers, in forward order, of every finished task, or of those on one base, by the task's name.
 
-    Raises:
-        NotFoundError: for an unknown base.
+    Raises NotFoundError for an unknown base.
     """
     kept = ArtifactLayerRow
     query = (

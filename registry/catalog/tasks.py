@@ -94,13 +94,9 @@ def require_room(session: Session, name: str, made: Published) -> None:
 
 
 def publish(session: Session, name: str, run: str, made: Published) -> int:
-    """Make a task in training ready, in the caller's transaction.
+    """Make a task in training ready, in the caller's transaction. Returns the version.
 
-    Returns:
-        The version.
-
-    Raises:
-        BudgetError, BusyError, NotFoundError: as ``require_room``.
+    Raises what ``require_room`` does.
     """
     require_room(session, name, made)
     task = row(session, name)
@@ -112,10 +108,7 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
 def recode(session: Session, before: Task, made: Published) -> int:
     """Put the same version in another encoding in the place of a task's current one, in the caller's transaction.
 
-    The earlier version's row stays; its object is no longer needed, and goes with the next ``gc``.
-
-    Returns:
-        The version.
+    The earlier version's row stays; its object is no longer needed, and goes with the next ``gc``. Returns the version.
 
     Raises:
         BudgetError: saying by how much a larger one does not fit.
