@@ -83,8 +83,7 @@ def read_folders(root: Path) -> Split:
 def subfolders(root: Path) -> list[Path]:
     """The folders in a folder, each once: no link to one of them, to ``root`` or to what ``root`` is in.
 
-    Raises:
-        DataError: if it cannot be read.
+    Raises DataError.
     """
     folders = [entry for entry in entries(root) if _is_folder(entry)]
     real = root.resolve()
@@ -102,8 +101,7 @@ def subfolders(root: Path) -> list[Path]:
 def files_below(folders: Sequence[Path]) -> Files:
     """The files below these folders, each once: links are followed, but not to what is found without them.
 
-    Raises:
-        DataError: if a folder cannot be read.
+    Raises DataError if a folder cannot be read.
     """
     others: Counter[str] = Counter()
     images: dict[str, PurePath] = {}

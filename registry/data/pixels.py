@@ -48,10 +48,6 @@ def read_rgb(source: Source, name: str) -> Image.Image:
 
     16-bit and floating-point greys are scaled to 8 bits, see ``_grey``. A truncated file is an error.
 
-    Args:
-        source: a path, a file's bytes, or an image that is open already.
-        name: of the image, for messages.
-
     Raises:
         DataError: in one line, with the name and the reason.
     """

@@ -29,8 +29,7 @@ class TaskData:
     """A task's images.
 
     Attributes:
-        classes: names, in the order of the labels.
-        train: training images.
+        classes: in the order of the labels.
         val: what the best epoch is chosen on.
         test: what the finished artifact is measured on; empty if there is none.
         fingerprint: SHA-256 over names, labels and contents of all images, split by split.
@@ -57,15 +56,10 @@ def open_data(
     skip_bad_images: bool = False,
     progress: Counted = lambda done, total: None,
 ) -> TaskData:
-    """Find, check, split and fingerprint the images of a task.
+    """Find, check, split and fingerprint the images of a task: a folder, or ``SCHEME/NAME[@ROOT]``.
 
-    Args:
-        data: a folder, or ``SCHEME/NAME[@ROOT]``.
-        val_data: of validation images, if they are elsewhere.
-        test_data: of test images, if they are elsewhere.
-        seed: of the splits that have to be made.
-        skip_bad_images: leave unreadable images out instead of refusing them.
-        progress: called with the number of images decoded so far and in all.
+    Splits that have to be made depend on ``seed``. Unreadable images are refused unless they are skipped. ``progress``
+    is called with the number of images decoded so far and in all.
 
     Raises:
         DataError: for one class only, a class without training images, a class that only another split has, unreadable
@@ -113,8 +107,7 @@ def open_data(
 def split_of(data: str, wanted: str) -> Split:
     """The images of ``data`` for one split: what it has for it, or all if it has no splits or none but ``train``.
 
-    Raises:
-        DataError: if it has other splits, but not this one.
+    Raises DataError if it has other splits, but not this one.
     """
     found = read_source(data)
     split = found.get(wanted) or found.get("all") or (found["train"] if set(found) == {"train"} else None)
@@ -198,8 +191,7 @@ def _carve(
 ) -> tuple[list[Sample], list[Sample]]:
     """Take ``wanted`` images of each class out of ``samples``, and leave at least one.
 
-    Raises:
-        DataError: if no class has an image to spare.
+    Raises DataError if none can be.
     """
     by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
