@@ -13,11 +13,9 @@ MOST = 30  # classes whose names and counts can be read
 
 
 def picture(classes: Sequence[str], matrix: NDArray[Any]) -> bytes:
-    """A PNG: rows are true classes, columns predicted ones, colours the share of the row.
+    """
 
-    Args:
-        classes: names, in the order of rows and columns.
-        matrix: counts of images, ``(classes, classes)``.
+    PNG of counts ``(classes, classes)``: rows are true classes, columns predicted ones, colours shares of the row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

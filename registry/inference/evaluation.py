@@ -58,9 +58,9 @@ def evaluate_task(
     workers: int,
     device: str,
 ) -> Evaluation:
-    """Ask a task about images that it was not trained with, and write the files that are wanted.
+    """
 
-    For arguments and errors see ``Registry.evaluate``.
+    sk a task about images that it was not trained with, and write the files that are wanted: ``Registry.evaluate``.
     """
     check_files(confusion, predictions)
     record, _, composed = compose_task(context, name)
@@ -119,8 +119,7 @@ def evaluate(task: TaskModel, images: HeldOut, answers: Answers) -> Evaluation:
 def write_predictions(path: Path, classes: Sequence[str], images: HeldOut, answers: Answers) -> None:
     """Write a line of CSV for each image: its name, its class, the most likely class and its probability.
 
-    Raises:
-        StorageError: if the disk refuses.
+    Raises StorageError if the disk refuses.
     """
     rows = zip(images.samples, answers.labels, answers.predicted, answers.probabilities, strict=True)
     _write_csv(
@@ -136,13 +135,7 @@ def write_predictions(path: Path, classes: Sequence[str], images: HeldOut, answe
 def write_confusion(path: Path, classes: Sequence[str], answers: Answers) -> None:
     """Write how many images of each class (rows) were taken for which class (columns), as CSV or as a picture.
 
-    Args:
-        path: as ``check_files`` lets it pass.
-        classes: of the task.
-        answers: to count.
-
-    Raises:
-        StorageError: if the disk refuses.
+    Raises StorageError if the disk refuses.
     """
     from sklearn.metrics import confusion_matrix
 
