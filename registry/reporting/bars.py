@@ -54,11 +54,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class CostRow:
-    """A task, or a set of tasks with tensors in common, which are stored once.
-
-    Attributes:
-        budget: what the task's own budget allows; empty without one.
-    """
+    """A task with what its own budget allows, or a set of tasks with tensors in common, which are stored once."""
 
     name: str
     is_set: bool

@@ -19,13 +19,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values on a line.
+    """A range of values on a line, with round ones in between as ticks.
 
-    Attributes:
-        low: value at its beginning.
-        high: value at its end, above ``low``.
-        ticks: round values in between.
-        logarithmic: equal distances are equal ratios; both ends are then above zero.
+    On a ``logarithmic`` one equal distances are equal ratios; both ends are then above zero.
     """
 
     low: float
@@ -48,10 +44,7 @@ class Axis:
 def linear(values: Iterable[float], label: Callable[[float], str], *, most: int = 5) -> Axis:
     """An axis around ``values``, of which there is at least one, that begins and ends at round numbers.
 
-    Args:
-        values: that shall lie on it.
-        label: of a round value.
-        most: steps between ticks.
+    It has at most so many steps between ticks.
     """
     found = list(values)
     low, high = min(found), max(found)
@@ -65,12 +58,9 @@ def linear(values: Iterable[float], label: Callable[[float], str], *, most: int 
 
 
 def logarithmic(values: Iterable[float], label: Callable[[float], str], *, most: int = 6) -> Axis:
-    """An axis around ``values``, of which there is at least one, all above zero; ticks at 1, 2 or 5 times powers of 10.
+    """
 
-    Args:
-        values: that shall lie on it.
-        label: of a round value.
-        most: ticks.
+    n axis around ``values``, of which there is at least one, all above zero; ticks at 1, 2 or 5 times powers of 10.
     """
     found = list(values)
     low, high = min(found) / 1.3, max(found) * 1.3
