@@ -36,14 +36,9 @@ def _scaled(count: float, step: int, units: Sequence[str]) -> str:
 
 
 def amount(text: str, suffix: str = "B") -> int:
-    """The number that ``text`` stands for.
+    """The number that ``text`` stands for: ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki``, ... powers of 1024.
 
-    Args:
-        text: a number and a unit: ``k``, ``M``, ``G``, ``T`` for powers of 1000, ``Ki``, ... for powers of 1024.
-        suffix: what may follow or replace the unit; ``B`` for bytes, empty for a plain count.
-
-    Raises:
-        ValueError: if it is not a valid amount.
+    ``suffix`` is what may follow or replace the unit: ``B`` for bytes, empty for a plain count. Raises ValueError.
     """
     plain = text.strip().replace("_", "").replace(" ", "")
     units = {"": 1, suffix.lower(): 1}

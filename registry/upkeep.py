@@ -26,12 +26,7 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
     stays. The catalog forgets objects before their files go, so that it never refers to one that is not there; both
     under the registry's lock, so that no file is taken that another process is about to refer to.
 
-    Args:
-        context: of the registry.
-        dry_run: only say what would be removed.
-
-    Raises:
-        StorageError: if the disk refuses; another ``gc`` goes on.
+    Raises StorageError if the disk refuses; another ``gc`` goes on.
     """
     removed: list[str] = []
     size = 0
