@@ -9,12 +9,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def size(count: float) -> str:
     """Bytes in decimal units: 1.2 MB."""
-    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
 def number(count: float) -> str:
     """Parameters: 11.2 M."""
-    return _scaled(count, 1000, ("", "k", "M", "G"))
+    return _scaled(count, ("", "k", "M", "G"))
 
 
 def percent(part: float) -> str:
@@ -27,11 +27,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _scaled(count: float, step: int, units: Sequence[str]) -> str:
+def _scaled(count: float, units: Sequence[str]) -> str:
     for unit in units[:-1]:
-        if abs(count) < step:
+        if abs(count) < 1000:
             return f"{count:.0f} {unit}".rstrip() if unit == units[0] else f"{count:.1f} {unit}"
-        count /= step
+        count /= 1000
     return f"{count:.1f} {units[-1]}"
 
 

@@ -117,13 +117,7 @@ def training_loader(
     size = min(batch_size, len(images))
     keep = workers > 0
     loader = DataLoader(
-        images,
-        size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=together,
-        drop_last=True,
-        persistent_workers=keep,
+        images, size, sampler=sampler, num_workers=workers, collate_fn=together, drop_last=True, persistent_workers=keep
     )
     return loader, sampler
 

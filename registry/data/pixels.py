@@ -17,10 +17,8 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from ..errors import DataError, first_line
 
 Source = bytes | Path | Image.Image
-WITHOUT_PIXELS = {
-    "EPS",
-    "MPEG",
-}  # EPS is a program, which Ghostscript would have to run; of films Pillow reads the size
+# EPS is a program, which Ghostscript would have to run; of films Pillow reads the size.
+WITHOUT_PIXELS = {"EPS", "MPEG"}
 SIXTEEN_BITS = {"PNG", "PPM"}  # formats whose greys Pillow may put into integers of 32 bits, but which have 16
 ADDRESS = re.compile(r"<([\w.]+)[^<>]* at 0x[0-9a-fA-F]+>")
 

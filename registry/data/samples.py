@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+LISTED = 10  # names in a message
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image that can be opened again and again.
@@ -83,7 +86,7 @@ def same(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
-def listed(names: Iterable[str], most: int = 10) -> str:
+def listed(names: Iterable[str]) -> str:
     """Names for a message, cut where they are many."""
     first = list(names)
-    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")
+    return ", ".join(first[:LISTED]) + (f" and {len(first) - LISTED} more" if len(first) > LISTED else "")

@@ -80,7 +80,8 @@ def open_data(
     found = {name: split.labelled(classes, "which train lacks") for name, split in found.items()}
     decoded = decode(found, skip_bad_images, progress)
     splits = decoded.samples
-    _require_every_class(splits["train"], classes)
+    if missing := _without_images(splits["train"], classes):
+        raise DataError(f"The train split has no images of {listed(missing)}. Every class must have some.")
     wanted = {label: max(1, round(SHARE * n)) for label, n in Counter(s.label for s in splits["train"]).items()}
     if not divided:
         splits["train"], splits["test"] = _carve(splits["train"], wanted, seed, "test")
@@ -208,11 +209,6 @@ def _carve(
     return [s for s in samples if id(s) not in taken], [s for s in samples if id(s) in taken]
 
 
-def _require_every_class(train: Sequence[Sample], classes: Sequence[str]) -> None:
-    if missing := _without_images(train, classes):
-        raise DataError(f"The train split has no images of {listed(missing)}. Every class must have some.")
-
-
 def _missing(splits: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> list[str]:
     """Notes on classes that are trained and not measured."""
     return [
@@ -239,14 +235,9 @@ def _fingerprint(splits: Mapping[str, Sequence[Sample]], classes: Sequence[str],
 def _leaks(splits: Mapping[str, Sequence[Sample]], digests: Mapping[int, str]) -> list[str]:
     """Notes on images that are both trained on and measured on: they make the measure too good."""
     train = {digests[id(sample)] for sample in splits["train"]}
-    counts = {
-        name: sum(digests[id(sample)] in train for sample in samples)
-        for name, samples in splits.items()
-        if name != "train"
-    }
     return [
-        f"{counted(count, f'{name} image')} of {len(splits[name])} also in train, byte for byte: accuracy will be "
+        f"{counted(count, f'{name} image')} of {len(samples)} also in train, byte for byte: accuracy will be "
         "overestimated."
-        for name, count in counts.items()
-        if count
+        for name, samples in splits.items()
+        if name != "train" and (count := sum(digests[id(sample)] in train for sample in samples))
     ]
