@@ -35,7 +35,7 @@ class Family(Generic):
 
         known, own = self.timm_class(), type(model)
         methods = ("forward", "forward_features")
-        if not self.matches(model) or any(getattr(own, name) is not getattr(known, name) for name in methods):
+        if not isinstance(model, known) or any(getattr(own, name) is not getattr(known, name) for name in methods):
             return ()
         return tuple(stage for stage in self.parts(model) if not isinstance(stage.run, nn.Identity))
 

@@ -16,7 +16,7 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
     multiples of a power of two, with as many bits below their largest value as leave every partial sum exact in
     float64. With 22 bits for ranks up to 511 that is about as far from the product of the given values as a product in
     float32 is. It is the first slice of the error-free transformation of Ozaki, Ogita, Oishi and Rump (2012), doi
-    10.1007/s11075-011-9478-1.
+    10.1007/s11075-011-9478-1. The product is ``(m, n)`` float32.
     """
     bits = (MANTISSA - left.shape[1].bit_length()) // 2
     left, right = _rounded(left, 1, bits), _rounded(right, 0, bits)
