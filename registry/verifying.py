@@ -47,11 +47,9 @@ def _catalog(context: Context) -> Iterator[Problem]:
     """What is wrong with the catalog itself."""
     with context.catalog.read() as session:
         connection = session.connection()
-        pages = list(damage.pages(connection))
-        yield from (Problem("catalog", what) for what in pages)
-        if not pages:  # else there is no reading it
-            rows = chain(damage.cells(connection), damage.references(connection))
-            yield from (Problem("catalog", what) for what in rows)
+        broken = list(damage.pages(connection))  # with any there is no reading the rows
+        found = broken or chain(damage.cells(connection), damage.references(connection))
+        yield from (Problem("catalog", what) for what in found)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ DRAWING = frozenset({torch.ops.aten.normal_.default, torch.ops.aten.uniform_.def
 def parse_arguments(pairs: Iterable[str], option: str = "--model-arg") -> dict[str, Any]:
     """``key=value`` texts as keyword arguments; values are Python literals where they read as one.
 
-    Raises SettingsError.
+    Raises SettingsError for a text without ``=``.
     """
     parsed: dict[str, Any] = {}
     for pair in pairs:

@@ -34,10 +34,7 @@ class Price:
 
 
 class Prices(dict[str, Price]):
-    """
-
-    he price of every tensor of a model by its name, and of rows where the partition, and so ``roles``, names them.
-    """
+    """The price of every tensor of a model by its name, and of rows where the partition, so ``roles``, names them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> None:
         pieces = Pieces(tensors)

@@ -94,11 +94,7 @@ def recode_artifact(
 
 
 def packages(
-    plugins: PluginManager,
-    method: str,
-    encoding: str,
-    entries: Mapping[str, Entry],
-    before: Mapping[str, str],
+    plugins: PluginManager, method: str, encoding: str, entries: Mapping[str, Entry], before: Mapping[str, str]
 ) -> dict[str, str]:
     """What an artifact says of the packages that it needs; ``before`` has those of one that it is made from."""
     trained = before.get(f"method {method}", plugins.package("method", method))
