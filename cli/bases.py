@@ -67,8 +67,7 @@ def add_base(
         return print_json(base)
     gated = sum(layer.kind != "norm" for layer in base.layers)
     say(f"Added {name}: {base.model}, {number(base.params)} parameters, {gated} gated layers, {size(base.bytes)}.")
-    say(f"Next: taps-registry add-task TASK --base {name} --data DIR")
-    return None
+    return say(f"Next: taps-registry add-task TASK --base {name} --data DIR")
 
 
 @click.command(cls=Verb)
@@ -85,7 +84,7 @@ def bases(session: Session, form: str) -> None:
         found = registry.bases()
     if form == "json":
         return print_json({"bases": found})
-    print_table(
+    return print_table(
         ("base", "model", "plugin", "input>", "layers>", "parameters>", "size>", "digest"),
         (
             (
@@ -101,7 +100,6 @@ def bases(session: Session, form: str) -> None:
             for base in found
         ),
     )
-    return None
 
 
 @click.command(cls=Verb)

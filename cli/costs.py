@@ -39,8 +39,7 @@ def cost(session: Session, tasks: tuple[str, ...], base: str | None, by: str, fo
         report = registry.cost(tasks, base=base, by=by)
     if form == "json":
         return print_json(report)
-    print_report(report, by)
-    return None
+    return print_report(report, by)
 
 
 def print_report(report: CostReport, by: str) -> None:
@@ -193,7 +192,7 @@ def _print_budgets(uses: tuple[BudgetUse, ...], form: str) -> None:
         return print_json({"budgets": uses})
     if not uses:
         return say("There are no budgets. Type: taps-registry budget set --help")
-    print_table(
+    return print_table(
         ("budget of", "bytes used>", "max bytes>", "parameters used>", "max parameters>"),
         (
             (
@@ -206,7 +205,6 @@ def _print_budgets(uses: tuple[BudgetUse, ...], form: str) -> None:
             for use in uses
         ),
     )
-    return None
 
 
 def _limit(limit: int | None, shown: Any) -> str:

@@ -70,17 +70,8 @@ class Program(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """Print the version and stop."""
-    if value:
-        from importlib.metadata import version as installed
-
-        click.echo(f"taps-registry {installed('taps-registry')}")
-        context.exit()
-
-
 @click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+@click.version_option(package_name="taps-registry", message="%(package)s %(version)s", help="Print the version.")
 def main() -> None:
     """One pre-trained vision backbone, any number of tasks, each stored as the layers it changed.
 
@@ -100,8 +91,7 @@ def run(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
     show_what_can_be_shown()
-    session = Session()
-    sys.exit(_run(arguments, session))
+    sys.exit(_run(arguments, Session()))
 
 
 def _run(arguments: list[str] | None, session: Session) -> int:

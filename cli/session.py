@@ -6,7 +6,6 @@ The only file that reads the environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,9 @@ import click
 
 if TYPE_CHECKING:
     from ..registry import Registry
+
+HOME = "The registry's folder. Default: $TAPS_REGISTRY_HOME, else the nearest .taps/."
+DATABASE = "URL of the catalog, if it is not in the folder. Default: $TAPS_DATABASE_URL."
 
 
 @dataclass
@@ -64,26 +66,15 @@ def common_options() -> list[click.Parameter]:
         return click.Option(list(names), expose_value=False, callback=keep, **attributes)
 
     return [
-        option(
-            "--home",
-            metavar="DIR",
-            help="The registry's folder. Default: $TAPS_REGISTRY_HOME, else the nearest .taps/.",
-        ),
-        option(
-            "--database",
-            metavar="URL",
-            help="URL of the catalog, if it is not in the folder. Default: $TAPS_DATABASE_URL.",
-        ),
+        option("--home", metavar="DIR", help=HOME),
+        option("--database", metavar="URL", help=DATABASE),
         option("--verbose", is_flag=True, help="Show tracebacks of errors and the libraries' logs."),
     ]
 
 
-def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--format table|json``."""
-    choice = click.Choice(["table", "json"])
-    return click.option("--format", "form", type=choice, default="table", show_default=True, help="Output format.")(
-        command
-    )
+format_option = click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
+)
 
 
 def plain(value: Any) -> Any:

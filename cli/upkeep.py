@@ -65,8 +65,7 @@ def gc(session: Session, dry_run: bool, form: str) -> None:
         return print_json(found)
     for name in found.removed:
         echo(name)
-    say(f"{'Would free' if dry_run else 'Freed'} {size(found.bytes)}.")
-    return None
+    return say(f"{'Would free' if dry_run else 'Freed'} {size(found.bytes)}.")
 
 
 @click.command(cls=Verb)
@@ -108,7 +107,7 @@ def runs(session: Session, task: str | None, form: str) -> None:
         found = registry.runs(task)
     if form == "json":
         return print_json({"runs": found})
-    print_table(
+    return print_table(
         ("run", "task", "base", "method", "state", "epoch>", "started", "last update", "tracker", "error"),
         (
             (
@@ -126,7 +125,6 @@ def runs(session: Session, task: str | None, form: str) -> None:
             for run in found
         ),
     )
-    return None
 
 
 @click.command(cls=Verb)
@@ -144,7 +142,7 @@ def plugins(session: Session, form: str) -> None:
     found = PluginManager(session.disabled_plugins()).plugins()
     if form == "json":
         return print_json({"plugins": found})
-    print_table(
+    return print_table(
         ("plugin", "provides", "distribution", "version", "state"),
         (
             (info.name, what, info.distribution, info.version, info.state)
@@ -152,7 +150,6 @@ def plugins(session: Session, form: str) -> None:
             for what in info.provides or ("",)
         ),
     )
-    return None
 
 
 @click.command(cls=Verb)

@@ -40,11 +40,10 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
         predictions = registry.predict(task, images, top=top, device=device)
     if form == "json":
         return print_json({"task": task, "predictions": predictions})
-    print_table(
+    return print_table(
         ("image", "class", "probability>"),
         ((found.image, name, percent(share)) for found in predictions for name, share in found.classes),
     )
-    return None
 
 
 @click.command(cls=Verb)
@@ -102,11 +101,10 @@ def evaluate(session: Session, /, task: str, form: str, **options: Any) -> None:
             )
         ],
     )
-    print_table(
+    return print_table(
         ("class", "images>", "precision>", "recall>", "F1>"),
         ((c.name, c.images, percent(c.precision), percent(c.recall), percent(c.f1)) for c in found.classes),
     )
-    return None
 
 
 @click.command(cls=Verb)

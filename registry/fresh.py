@@ -15,14 +15,8 @@ def with_fresh(look_up: Callable[[], Seen], use: Callable[[Seen], Made]) -> Made
     """Use what the catalog says; if files of it are missing or damaged and it has changed meanwhile, what it says now.
 
     Another process may recode or remove a task, and ``gc`` take its file, between the two. Only what is missing while
-    the catalog still refers to it is damage.
-
-    Args:
-        look_up: asks the catalog; its answers are compared with ``==``.
-        use: reads the files.
-
-    Raises:
-        IntegrityError, StorageError: as ``use`` does, if ``look_up`` gives the same answer afterwards.
+    the catalog still refers to it is damage: an IntegrityError or StorageError of ``use`` is raised if ``look_up``
+    gives an equal answer afterwards.
     """
     seen = look_up()
     while True:

@@ -82,11 +82,7 @@ class Identity:
 
 
 def find(start: Path) -> Home:
-    """The nearest ``.taps`` at or above ``start``.
-
-    Raises:
-        HomeError: if there is none.
-    """
+    """The nearest ``.taps`` at or above ``start``. Raises HomeError if there is none."""
     start = start.absolute()
     with disk_errors(f"look for {FOLDER} in {start} and above it"):
         for folder in (start, *start.parents):
@@ -140,8 +136,7 @@ def create(root: Path, database: str) -> tuple[Home, Identity]:
 def require_outside(path: Path) -> Path:
     """``path`` itself, if a file may be written there for a user.
 
-    Raises:
-        SettingsError: if it is inside a registry, whose files only the registry may write.
+    Raises SettingsError if it is inside a registry, whose files only the registry may write.
     """
     with disk_errors(f"write {path}"):
         real = Path(os.path.realpath(path))  # resolve() of a link to itself raises what is no OSError
@@ -152,11 +147,7 @@ def require_outside(path: Path) -> Path:
 
 
 def check_name(name: str, what: str) -> str:
-    """``name`` if it can name a base or task: it appears in paths, URLs and tables.
-
-    Raises:
-        SettingsError: if it has other characters than letters, digits, dot, dash and underscore.
-    """
+    """``name`` if it can name a base or task: it appears in paths, URLs and tables. Raises SettingsError otherwise."""
     if not NAME.fullmatch(name):
         raise SettingsError(
             f"{name!r} is not a valid {what} name: use letters, digits, '.', '-' and '_', starting with a letter or "

@@ -14,15 +14,10 @@ from .store.files import disk_errors
 
 @contextmanager
 def locked(path: Path, patience: float, busy: str) -> Iterator[None]:
-    """Hold the lock of a file, which is made if it is not there.
-
-    Args:
-        path: of the file, in a folder that exists.
-        patience: seconds to wait for it.
-        busy: what the error says if that is not enough.
+    """Hold the lock of a file, which is made if it is not there, in a folder that is; wait for it so many seconds.
 
     Raises:
-        BusyError: if another process holds it for longer.
+        BusyError: with this text, if another process holds it for longer.
         StorageError: if the folder is gone, or the disk refuses.
     """
     with disk_errors(f"lock {path}"):

@@ -16,12 +16,7 @@ from .errors import HomeError, SchemaError
 
 
 def init(home: Path, database: str, disabled_plugins: Iterable[str]) -> Context:
-    """Make a registry, or finish one whose making was interrupted; an existing one is opened.
-
-    Raises:
-        SettingsError: for a URL we cannot use.
-        HomeError: if the database belongs to another registry.
-    """
+    """Make a registry, or finish one whose making was interrupted. For errors see ``Registry.init``."""
     address = Catalog(database).address if database else ""
     folder, who = homes.create(home, address)
     if who.database != address:
@@ -37,12 +32,7 @@ def init(home: Path, database: str, disabled_plugins: Iterable[str]) -> Context:
 
 
 def open_existing(home: str | Path | None, database: str, disabled_plugins: Iterable[str]) -> Context:
-    """Open a registry; without ``home`` the nearest one.
-
-    Raises:
-        HomeError: if there is none, or the database belongs to another registry.
-        SchemaError: if the catalog is older or newer than this version.
-    """
+    """Open a registry; without ``home`` the nearest one. For errors see ``Registry.open``."""
     folder, who, catalog = _find(home, database)
     with _closed_on_error(catalog):
         schema.check(catalog)
@@ -51,12 +41,7 @@ def open_existing(home: str | Path | None, database: str, disabled_plugins: Iter
 
 
 def upgrade(home: str | Path | None, database: str) -> tuple[str | None, str]:
-    """Bring a catalog's schema to this version's. Returns the revisions before and after.
-
-    Raises:
-        HomeError: if there is no registry.
-        SchemaError: if the catalog is newer than this version.
-    """
+    """Bring a catalog's schema to this version's, as ``Registry.upgrade`` does."""
     folder, who, catalog = _find(home, database)
     with _closed_on_error(catalog):
         if schema.current(catalog) is None:

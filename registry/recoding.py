@@ -37,22 +37,10 @@ from .training.settings import AUTO, TaskSettings
 
 
 def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Progress) -> Task:
-    """Store a task in another encoding. See the module for the steps.
+    """Store a task in another encoding: ``changes`` has ``encoding``, ``encoding_tolerance`` and ``device``.
 
-    Args:
-        context: of the registry.
-        name: of the task.
-        changes: the settings ``encoding``, ``encoding_tolerance`` and ``device``.
-        progress: who is told.
-
-    Returns:
-        The task in its new version; in its present one if it would be the same file, or with ``auto`` a larger one.
-
-    Raises:
-        SettingsError, PluginError, NotFoundError: before anything is read.
-        DataError: if ``auto`` cannot measure, since the images are gone or others.
-        BudgetError: if it does not fit.
-        BusyError: if the task was replaced in the meantime.
+    Returns the task in its new version; in its present one if it would be the same file, or with ``auto`` a larger one.
+    For the steps see the module, for errors ``Registry.recode``.
     """
 
     def look_up() -> _Seen:
@@ -67,10 +55,9 @@ def recode(context: Context, name: str, changes: Mapping[str, Any], progress: Pr
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the catalog says of a task.
+    """What the catalog says of a task; ``trained`` is the validation accuracy of its first version, a share of 1.
 
-    Attributes:
-        trained: validation accuracy of its first version, a share of 1: what ``auto`` may lose is counted from there.
+    What ``auto`` may lose is counted from there.
     """
 
     task: Task
@@ -103,11 +90,9 @@ def _recode(context: Context, seen: _Seen, changes: Mapping[str, Any], progress:
 
 @dataclass(frozen=True)
 class _Recoding:
-    """One task on its way to another encoding.
+    """One task on its way to another encoding, from its present file.
 
-    Attributes:
-        source: its present file.
-        header: of that: method, classes and preprocessing are what it says, whatever the catalog says.
+    What that file's header says of method, classes and preprocessing counts, whatever the catalog says.
     """
 
     context: Context

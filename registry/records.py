@@ -7,33 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ..plugins.manager import PluginInfo
-
-__all__ = [
-    "Base",
-    "BaseCost",
-    "BudgetUse",
-    "ClassScores",
-    "Collected",
-    "CostReport",
-    "Estimate",
-    "Evaluation",
-    "Footprint",
-    "InputConfig",
-    "LayerCost",
-    "LayerInfo",
-    "Params",
-    "PluginInfo",
-    "Prediction",
-    "Problem",
-    "Run",
-    "SetCost",
-    "Task",
-    "TaskCost",
-    "TaskLayer",
-    "TaskSet",
-    "Total",
-]
+from ..plugins.manager import PluginInfo as PluginInfo
 
 
 @dataclass(frozen=True)
@@ -189,14 +163,11 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """A set of tasks with tensors in common.
+    """A set of tasks with tensors in common; its name is unique on its base.
 
     Attributes:
-        name: unique on its base.
-        method: of its tasks.
         arguments: of the method's ``extend``.
         digest: of the object that holds the tensors; empty while the first of its tasks trains them.
-        tasks: that are in it.
     """
 
     name: str
@@ -244,7 +215,6 @@ class LayerCost:
     """What the tasks of a base store of one layer, or of one kind of layer.
 
     Attributes:
-        name: of the layer or kind.
         layers: how many layers that is.
         open: how often one of them is stored, over all tasks.
         params: values of the base in them.
@@ -405,11 +375,9 @@ class ClassScores:
     """One class in an evaluation; ``precision``, ``recall`` and ``f1`` are shares of 1, 0 where they are undefined.
 
     Attributes:
-        name: of the class.
         precision: of the images taken for it, how many are of it.
         recall: of its images, how many were taken for it.
         f1: the harmonic mean of both.
-        images: of the class.
     """
 
     name: str
@@ -424,15 +392,12 @@ class Evaluation:
     """A task on a set of images.
 
     Attributes:
-        task: name of it.
-        version: of its artifact.
+        version: of the task's artifact.
         split: of the images: ``test``, ``val``, ``train``, or ``all`` of a folder without splits.
-        images: number of them.
         accuracy: a share of 1.
         balanced_accuracy: mean recall of the classes that have images.
         macro_f1: mean F1 of the classes that have images.
         loss: mean cross-entropy in nats.
-        classes: each class of the task.
         notes: what a user should know of the images.
     """
 

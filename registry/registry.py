@@ -18,18 +18,7 @@ from .catalog import bases, budgets, costs, runs, tasks
 from .context import Context
 from .errors import BusyError, SettingsError
 from .folders import is_alive
-from .records import (
-    Base,
-    BudgetUse,
-    Collected,
-    CostReport,
-    Estimate,
-    Evaluation,
-    Prediction,
-    Problem,
-    Run,
-    Task,
-)
+from .records import Base, BudgetUse, Collected, CostReport, Estimate, Evaluation, Prediction, Problem, Run, Task
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -15,13 +15,10 @@ Made = TypeVar("Made")
 
 
 def side_by_side(work: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
-    """What ``work`` makes of each item, in their order.
+    """What ``work`` makes of each item, in their order; raises what it raises of the first that it fails for.
 
     As many at a time as torch has threads, and meanwhile each operation has one: several threads of one operation wait
     for the slowest, which is long where something else has its processor.
-
-    Raises:
-        what ``work`` raises of the first item for which it does.
     """
     with _threads() as threads, ThreadPoolExecutor(threads, initializer=_take_one) as pool:
         return list(pool.map(work, items))

@@ -9,12 +9,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def size(count: float) -> str:
     """Bytes in decimal units: 1.2 MB."""
-    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
 def number(count: float) -> str:
     """Parameters: 11.2 M."""
-    return _scaled(count, 1000, ("", "k", "M", "G"))
+    return _scaled(count, ("", "k", "M", "G"))
 
 
 def percent(part: float) -> str:
@@ -27,23 +27,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _scaled(count: float, step: int, units: Sequence[str]) -> str:
+def _scaled(count: float, units: Sequence[str]) -> str:
     for unit in units[:-1]:
-        if abs(count) < step:
+        if abs(count) < 1000:
             return f"{count:.0f} {unit}".rstrip() if unit == units[0] else f"{count:.1f} {unit}"
-        count /= step
+        count /= 1000
     return f"{count:.1f} {units[-1]}"
 
 
 def amount(text: str, suffix: str = "B") -> int:
-    """The number that ``text`` stands for.
+    """The number that ``text`` stands for: ``k``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki``, ... powers of 1024.
 
-    Args:
-        text: a number and a unit: ``k``, ``M``, ``G``, ``T`` for powers of 1000, ``Ki``, ... for powers of 1024.
-        suffix: what may follow or replace the unit; ``B`` for bytes, empty for a plain count.
-
-    Raises:
-        ValueError: if it is not a valid amount.
+    ``suffix`` is what may follow or replace the unit: ``B`` for bytes, empty for a plain count. Raises ValueError.
     """
     plain = text.strip().replace("_", "").replace(" ", "")
     units = {"": 1, suffix.lower(): 1}

@@ -26,12 +26,7 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
     stays. The catalog forgets objects before their files go, so that it never refers to one that is not there; both
     under the registry's lock, so that no file is taken that another process is about to refer to.
 
-    Args:
-        context: of the registry.
-        dry_run: only say what would be removed.
-
-    Raises:
-        StorageError: if the disk refuses; another ``gc`` goes on.
+    Raises StorageError if the disk refuses; another ``gc`` goes on.
     """
     removed: list[str] = []
     size = 0
@@ -40,7 +35,9 @@ def collect(context: Context, *, dry_run: bool) -> Collected:
         with transaction as session:
             needed = _needed(session)
             if not dry_run:
-                _forget(session, needed)
+                for row in session.scalars(select(ObjectRow)):
+                    if row.digest not in needed.named:
+                        session.delete(row)
         for stored in context.store:
             if stored.digest not in needed.objects:
                 removed.append(f"object {stored.digest}")
@@ -84,12 +81,6 @@ def _needed(session: Session) -> _Needed:
     return _Needed(frozenset(used), frozenset(named), frozenset(waiting), frozenset(kept))
 
 
-def _forget(session: Session, needed: _Needed) -> None:
-    for row in session.scalars(select(ObjectRow)):
-        if row.digest not in needed.named:
-            session.delete(row)
-
-
 def _leftover_runs(context: Context, needed: _Needed) -> Iterator[Path]:
     """Folders of runs whose task is gone, and weights in those of finished ones."""
     with disk_errors(f"list {context.home.runs}"):
@@ -103,14 +94,14 @@ def _leftover_runs(context: Context, needed: _Needed) -> Iterator[Path]:
 
 def _remove(path: Path) -> None:
     """Remove a file or folder that may be gone already."""
-    if not path.is_dir():
-        return remove_files([path])
-    with disk_errors(f"remove {path}"):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:  # the run ended just now, and removed its folder itself
-            shutil.rmtree(path, ignore_errors=True)
-    return None
+    if path.is_dir():
+        with disk_errors(f"remove {path}"):
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:  # the run ended just now, and removed its folder itself
+                shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove_files([path])
 
 
 def _size(path: Path) -> int:

@@ -18,15 +18,10 @@ from .records import Base, Problem, Task, TaskLayer
 
 
 def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
-    """Check stored files against the catalog.
+    """The problems that stored files and catalog have with each other; empty if there are none.
 
-    Args:
-        context: of the registry.
-        deep: also read every byte, check digests and checksums, compose every task from its base, and check the
-            catalog's own tables.
-
-    Returns:
-        The problems; empty if there are none.
+    ``deep`` also reads every byte, checks digests and checksums, composes every task from its base, and checks the
+    catalog's own tables.
     """
     try:
         seen = _look_up(context)
@@ -52,11 +47,9 @@ def _catalog(context: Context) -> Iterator[Problem]:
     """What is wrong with the catalog itself."""
     with context.catalog.read() as session:
         connection = session.connection()
-        pages = list(damage.pages(connection))
-        yield from (Problem("catalog", what) for what in pages)
-        if not pages:  # else there is no reading it
-            rows = chain(damage.cells(connection), damage.references(connection))
-            yield from (Problem("catalog", what) for what in rows)
+        broken = list(damage.pages(connection))  # with any there is no reading the rows
+        found = broken or chain(damage.cells(connection), damage.references(connection))
+        yield from (Problem("catalog", what) for what in found)
 
 
 @dataclass(frozen=True)
@@ -98,14 +91,7 @@ def _look_up(context: Context) -> _Seen:
 def _problems(
     context: Context, seen: _Seen, deep: bool, suspects: Collection[str] | None = None
 ) -> tuple[Problem, ...]:
-    """What is wrong.
-
-    Args:
-        context: of the registry.
-        seen: what the catalog says.
-        deep: whether contents are read.
-        suspects: subjects whose contents are read; None for all.
-    """
+    """What is wrong; contents are read if ``deep``, and only those of ``suspects`` if there are any to go by."""
 
     def asked(subject: str) -> bool:
         return suspects is None or subject in suspects

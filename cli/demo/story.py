@@ -29,12 +29,7 @@ LITTLE: dict[str, Any] = {**ADDING, "budget": "1%", "encoding": "int4"}
 
 
 class Story:
-    """Tells the demo.
-
-    Args:
-        folder: where images and registry go.
-        disabled_plugins: names of plugins to pass over.
-    """
+    """Tells the demo, with images and registry in a folder."""
 
     def __init__(self, folder: str, disabled_plugins: Iterable[str]) -> None:
         self.root = Path(folder)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..spec import Registrar, hookimpl
 from . import Layer, Stage
-from .chain import active, is_overridden
 from .modules import is_fused_qkv
 from .vit import VisionTransformer
 
@@ -21,10 +20,10 @@ class Beit(VisionTransformer):
 
     name = "beit"
 
-    def matches(self, model: nn.Module) -> bool:
+    def timm_class(self) -> Any:
         from timm.models.beit import Beit as TimmBeit
 
-        return isinstance(model, TimmBeit)
+        return TimmBeit
 
     def layers_of(self, path: str, module: nn.Module) -> Iterator[Layer]:
         """The attention owns the biases of its child ``qkv``."""
@@ -34,17 +33,11 @@ class Beit(VisionTransformer):
         else:
             yield from super().layers_of(path, module)
 
-    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
-        from timm.models.beit import Beit as TimmBeit
-
-        if not isinstance(model, TimmBeit) or is_overridden(model, TimmBeit):
-            return ()
-        return active(
-            Stage("embed", partial(_embed, model)),
-            *(Stage(f"blocks.{index}", _with_positions(model, block)) for index, block in enumerate(model.blocks)),
-            Stage("final", model.norm),
-            Stage("head", model.forward_head),
-        )
+    def parts(self, model: Any) -> Iterator[Stage]:
+        yield Stage("embed", partial(_embed, model))
+        yield from (Stage(f"blocks.{index}", _with_positions(model, block)) for index, block in enumerate(model.blocks))
+        yield Stage("final", model.norm)
+        yield Stage("head", model.forward_head)
 
 
 def _embed(model: Any, images: Tensor) -> Tensor:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..spec import Registrar, hookimpl
 from . import Stage
-from .chain import chain, is_overridden
-from .generic import Generic
-
-if TYPE_CHECKING:
-    from torch import nn
+from .family import Family, chain
 
 
-class DenseNet(Generic):
+class DenseNet(Family):
     """Gates every convolution; a transition belongs to the stage it closes, and is a block of its own."""
 
     name = "densenet"
-    fallback = False
 
-    def matches(self, model: nn.Module) -> bool:
+    def timm_class(self) -> Any:
         from timm.models.densenet import DenseNet as TimmDenseNet
 
-        return isinstance(model, TimmDenseNet)
+        return TimmDenseNet
 
     def stage(self, path: str) -> str:
         part = path.split(".")[1]  # every module sits in ``features``
@@ -37,16 +33,10 @@ class DenseNet(Generic):
             return ".".join(parts[:3])
         return ".".join(parts[:2]) if parts[1].startswith("transition") else self.stage(path)
 
-    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
-        from timm.models.densenet import DenseNet as TimmDenseNet
-
-        if not isinstance(model, TimmDenseNet) or is_overridden(model, TimmDenseNet):
-            return ()
+    def parts(self, model: Any) -> Iterator[Stage]:
         parts = groupby(model.features.named_children(), key=lambda child: self.stage(f"features.{child[0]}"))
-        return (
-            *(Stage(name, chain(*(module for _, module in children))) for name, children in parts),
-            Stage("head", model.forward_head),
-        )
+        yield from (Stage(name, chain(*(module for _, module in children))) for name, children in parts)
+        yield Stage("head", model.forward_head)
 
 
 @hookimpl

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Any
 
 from ..spec import Registrar, hookimpl
 from . import Stage
 from .beit import Beit
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class Eva(Beit):
@@ -17,14 +15,14 @@ class Eva(Beit):
 
     name = "eva"
 
-    def matches(self, model: nn.Module) -> bool:
+    def timm_class(self) -> Any:
         from timm.models.eva import Eva as TimmEva
 
-        return isinstance(model, TimmEva)
+        return TimmEva
 
-    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
+    def parts(self, model: Any) -> Iterator[Stage]:
         """None: the blocks take the rotary angles beside the tokens, so that they are no chain of one tensor."""
-        return ()
+        return iter(())
 
 
 @hookimpl

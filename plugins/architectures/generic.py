@@ -53,12 +53,9 @@ class Generic(Architecture):
         return Layer(f"{path}.{part}" if part else path, kind, tuple(tensors), self.stage(path), self.block(path))
 
     def fused_thirds(self, path: str, linear: nn.Linear, biases: Mapping[str, str] | None = None) -> Iterator[Layer]:
-        """Three layers for a linear whose output is q, then k, then v, each as wide as the others.
+        """Three layers for a linear whose ``3 * width`` rows give q, then k, then v.
 
-        Args:
-            path: of the linear.
-            linear: with ``3 * width`` rows.
-            biases: names of biases that the model keeps outside of it, by ``q``, ``k`` or ``v``.
+        ``biases`` are names of those that the model keeps outside of it, by ``q``, ``k`` or ``v``.
         """
         width = linear.out_features // 3
         for index, part in enumerate("qkv"):

@@ -20,8 +20,7 @@ def rows(name: str, start: int, stop: int) -> str:
 def split(piece: str) -> tuple[str, slice | None]:
     """The tensor's name in the state dict, and which of its rows; None for all of it.
 
-    Raises:
-        ValueError: if there are brackets in it that hold no rows.
+    Raises ValueError for other brackets.
     """
     name, bracket, inside = piece.partition("[")
     if not bracket:
@@ -36,11 +35,7 @@ def tensor_of(piece: str) -> str:
 
 
 class Pieces(Mapping[str, "Tensor"]):
-    """Tensors by name, and views of their rows by piece.
-
-    Args:
-        tensors: by state-dict name.
-    """
+    """Tensors by state-dict name, and views of their rows by piece."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -59,9 +54,7 @@ class Pieces(Mapping[str, "Tensor"]):
 def faults(pieces: Iterable[str], lengths: Mapping[str, int]) -> dict[str, set[str]]:
     """Which tensors the pieces do not cover exactly once, by what is wrong.
 
-    Args:
-        pieces: names of tensors and of rows of them.
-        lengths: rows of each tensor of the model; 1 for a scalar.
+    ``lengths`` has the rows of each tensor of the model; 1 for a scalar.
     """
     placed: dict[str, list[tuple[int, int]]] = {name: [] for name in lengths}
     unknown: set[str] = set()

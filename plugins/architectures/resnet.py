@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Any
 
 from ..spec import Registrar, hookimpl
 from . import Stage
-from .chain import chain, is_overridden
-from .generic import Generic
-
-if TYPE_CHECKING:
-    from torch import nn
+from .family import Family, chain
 
 
-class ResNet(Generic):
+class ResNet(Family):
     """Gates every convolution: the stem, the blocks, and the 1x1 convolutions of the shortcuts."""
 
     name = "resnet"
-    fallback = False
 
-    def matches(self, model: nn.Module) -> bool:
+    def timm_class(self) -> Any:
         from timm.models.resnet import ResNet as TimmResNet
 
-        return isinstance(model, TimmResNet)
+        return TimmResNet
 
     def stage(self, path: str) -> str:
         first = path.partition(".")[0]
@@ -31,17 +27,10 @@ class ResNet(Generic):
     def block(self, path: str) -> str:
         return ".".join(path.split(".")[:2]) if path.startswith("layer") else "stem"
 
-    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
-        from timm.models.resnet import ResNet as TimmResNet
-
-        if not isinstance(model, TimmResNet) or is_overridden(model, TimmResNet):
-            return ()
-        layers = [(name, module) for name, module in model.named_children() if name.startswith("layer")]
-        return (
-            Stage("stem", chain(model.conv1, model.bn1, model.act1, model.maxpool)),
-            *(Stage(name, module) for name, module in layers),
-            Stage("head", model.forward_head),
-        )
+    def parts(self, model: Any) -> Iterator[Stage]:
+        yield Stage("stem", chain(model.conv1, model.bn1, model.act1, model.maxpool))
+        yield from (Stage(name, module) for name, module in model.named_children() if name.startswith("layer"))
+        yield Stage("head", model.forward_head)
 
 
 @hookimpl

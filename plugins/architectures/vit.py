@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..spec import Registrar, hookimpl
 from . import Layer, Stage
-from .chain import active, chain, is_overridden
-from .generic import Generic
+from .family import Family, chain
 from .modules import is_fused_qkv
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class VisionTransformer(Generic):
+class VisionTransformer(Family):
     """Gates the patch embedding and, in each block, queries, keys, values, the projection and both MLP layers.
 
     Class tokens, register tokens and position embeddings stay those of the base.
     """
 
     name = "vit"
-    fallback = False
     learning_rate = 2e-4  # transformers diverge at the rate that suits convolutions
 
-    def matches(self, model: nn.Module) -> bool:
+    def timm_class(self) -> Any:
         from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
-        return isinstance(model, TimmVisionTransformer)
+        return TimmVisionTransformer
 
     def stage(self, path: str) -> str:
         parts = path.split(".")
@@ -47,17 +45,11 @@ class VisionTransformer(Generic):
         else:
             yield from super().layers_of(path, module)
 
-    def stages(self, model: nn.Module) -> tuple[Stage, ...]:
-        from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-
-        if not isinstance(model, TimmVisionTransformer) or is_overridden(model, TimmVisionTransformer):
-            return ()
-        return active(
-            Stage("embed", chain(model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre)),
-            *(Stage(f"blocks.{index}", block) for index, block in enumerate(model.blocks)),
-            Stage("final", model.norm),
-            Stage("head", model.forward_head),
-        )
+    def parts(self, model: Any) -> Iterator[Stage]:
+        yield Stage("embed", chain(model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre))
+        yield from (Stage(f"blocks.{index}", block) for index, block in enumerate(model.blocks))
+        yield Stage("final", model.norm)
+        yield Stage("head", model.forward_head)
 
 
 @hookimpl

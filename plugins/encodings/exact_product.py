@@ -12,17 +12,11 @@ BLOCK = 4 * 2**20  # bytes of products in float64 at a time
 def exact_product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right``, rounded once: the same bits whatever order a library adds in, with or without fused additions.
 
-    Rows of ``left`` and columns of ``right`` are first rounded to whole multiples of a power of two, with as many bits
-    below their largest value as leave every partial sum exact in float64. With 22 bits for ranks up to 511 that is
-    about as far from the product of the given values as a product in float32 is. It is the first slice of the
-    error-free transformation of Ozaki, Ogita, Oishi and Rump (2012), doi 10.1007/s11075-011-9478-1.
-
-    Args:
-        left: ``(m, r)`` float32 on the CPU.
-        right: ``(r, n)`` float32 on the CPU.
-
-    Returns:
-        ``(m, n)`` float32.
+    Rows of ``left``, ``(m, r)`` float32 on the CPU, and columns of ``right``, ``(r, n)``, are first rounded to whole
+    multiples of a power of two, with as many bits below their largest value as leave every partial sum exact in
+    float64. With 22 bits for ranks up to 511 that is about as far from the product of the given values as a product in
+    float32 is. It is the first slice of the error-free transformation of Ozaki, Ogita, Oishi and Rump (2012), doi
+    10.1007/s11075-011-9478-1. The product is ``(m, n)`` float32.
     """
     bits = (MANTISSA - left.shape[1].bit_length()) // 2
     left, right = _rounded(left, 1, bits), _rounded(right, 0, bits)

@@ -15,19 +15,15 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Codec, Encoding, expect
+from .floats import BFloat16Values
 from .minifloat import Float8Changes
 from .packing import pack, packed_bytes, unpack
-from .vectors import BFloat16Values
 
 SHARES = tuple(1 - 0.03 * step for step in range(24))  # of the widest scale
 
 
 class Integers(Encoding):
-    """Deltas as integers.
-
-    Attributes:
-        bits: of each.
-    """
+    """Deltas as integers of so many bits."""
 
     bits: int
     vectors: Codec = Float8Changes()

@@ -70,11 +70,7 @@ class PlainLowRank(LowRankForm):
 
 
 class PackedLowRank(LowRankForm):
-    """``base + up^T down``, the base seen as a matrix of ``C_out`` rows.
-
-    Args:
-        integers: what the factors are put into.
-    """
+    """``base + up^T down``, the base seen as a matrix of ``C_out`` rows; both factors are put into ``integers``."""
 
     def __init__(self, integers: Integers) -> None:
         self.integers = integers

@@ -14,14 +14,9 @@ def packed_bytes(values: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Integers from 0 to ``2**bits - 1`` as a vector of bytes.
+    """Integers from 0 to ``2**bits - 1``, of any shape and dtype, as ``(packed_bytes(codes.numel(), bits),)`` uint8.
 
-    Args:
-        codes: any shape, any integer dtype.
-        bits: of each value, at most 8.
-
-    Returns:
-        ``(packed_bytes(codes.numel(), bits),)`` uint8.
+    A value has at most 8 bits.
     """
     flat = codes.reshape(-1).to(torch.int64)
     eights = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..spec import Registrar, hookimpl
 from . import Encoding
+from .floats import BFloat16Values
 from .integers import Int8
 from .low_rank import DOWN, PackedLowRank
-from .vectors import BFloat16Values
 
 ERROR = 0.2  # of the delta's Frobenius norm, as much as int3 leaves of normally distributed deltas
 WHOLE = Int8()

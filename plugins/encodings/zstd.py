@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import COMPRESSED, Codec, Encoding
-from .fp32 import Float32
+from .floats import Float32
 
 PART = "zstd"
 LEVEL = 3  # on byte planes the higher ones win less than 1 %
@@ -35,11 +35,7 @@ Words = NDArray[numpy.uint32]
 
 
 class Compressed(Codec):
-    """What an inner codec stores, compressed.
-
-    Args:
-        inner: any codec that is not compressed itself.
-    """
+    """What an inner codec stores, compressed; any codec that is not compressed itself."""
 
     fixed = False
 

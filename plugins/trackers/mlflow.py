@@ -50,13 +50,8 @@ def store_uri(home: Path) -> str:
 def settle(home: Path, uri: str = "", resumed: str | None = None) -> None:
     """Let a store know where the registry is now: MLflow keeps whole paths, and a registry may be moved.
 
-    Other registries may share a database outside. There, only paths to folders that are gone are replaced, and those of
-    runs only if the run is this registry's: its files are here, or it is about to go on.
-
-    Args:
-        home: the registry's folder.
-        uri: of a database outside; empty for the store inside.
-        resumed: MLflow's id of the run that is about to go on, if one is.
+    Other registries may share a database outside, ``uri``. There, only paths to folders that are gone are replaced, and
+    those of runs only if the run is this registry's: its files are here, or it is the one that is ``resumed``.
     """
     url = make_url(uri or store_uri(home))
     if _has_no_folder(url) or (not uri and not (home / "mlflow" / "mlflow.db").exists()):

@@ -17,8 +17,7 @@ from .tables import BaseRow, LayerRow, ObjectRow, SetRow, TaskRow
 def add(session: Session, base: Base, checksum: str) -> None:
     """Record a base whose object, with this checksum, is in the store.
 
-    Raises:
-        NameTakenError: if there is one of this name.
+    Raises NameTakenError if there is one of its name.
     """
     require_free(session, base.name)
     add_object(session, base.object, base.bytes, "base", checksum)

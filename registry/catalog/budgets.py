@@ -46,16 +46,10 @@ def for_base(session: Session, base: BaseRow) -> tuple[BudgetUse, ...]:
 def require_room(
     session: Session, base: BaseRow, params: int, size: int, task: str, at_least: bool = False, more: bool = False
 ) -> None:
-    """Return if the task fits into every budget it counts against.
+    """Return if a task that stores so many values and bytes fits into every budget it counts against.
 
-    Args:
-        session: a write transaction, so that what is checked still holds when it is committed.
-        base: of the task.
-        params: values that the task stores.
-        size: bytes that the task stores.
-        task: its name, for the message.
-        at_least: that this is the cheapest outcome, before training.
-        more: that it comes on top of what the task takes already.
+    In a write transaction what is checked still holds when it is committed. For the message, ``at_least`` says that
+    this is the cheapest outcome, before training, ``more`` that it comes on top of what the task takes already.
 
     Raises:
         BudgetError: saying by how much.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Row, case, func, select
@@ -13,29 +12,15 @@ from ..errors import SettingsError
 from ..records import BaseCost, BudgetUse, CostReport, LayerCost, Params, SetCost, TaskCost, Total
 from . import bases, budgets, tasks
 from .ordering import ByName
-from .tables import (
-    CURRENT,
-    ArtifactLayerRow,
-    ArtifactRow,
-    BaseRow,
-    LayerRow,
-    ObjectRow,
-    SetMemberRow,
-    SetRow,
-    TaskRow,
-)
+from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, BaseRow, LayerRow, ObjectRow, SetMemberRow, SetRow, TaskRow
 
 BY = ("task", "layer", "kind")
 
 
 def report(session: Session, names: Sequence[str] = (), base: str | None = None, by: str = "task") -> CostReport:
-    """What tasks cost.
+    """What tasks cost: those of these names, or all; bases without any of these are left out.
 
-    Args:
-        session: a read transaction.
-        names: of tasks; all of them if empty. Bases without any of these are left out.
-        base: one base only.
-        by: ``task``, or also ``layer`` or ``kind`` to add what all these tasks store of each.
+    With ``by``, what they store of each ``layer`` or ``kind`` is added.
 
     Raises:
         NotFoundError: for a name that does not exist, or a task that is still in training.
@@ -63,24 +48,8 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
 
 def _artifacts(session: Session, base: BaseRow, names: Sequence[str]) -> Sequence[Row[*tuple[Any, ...]]]:
     """Current artifacts by name of their task: plain columns, since rows of the tables take three times as long."""
-    query = (
-        select(
-            TaskRow.name,
-            ArtifactRow.version,
-            ArtifactRow.method,
-            ArtifactRow.digest,
-            ArtifactRow.bytes,
-            ArtifactRow.open_layers,
-            ArtifactRow.gated_layers,
-            ArtifactRow.params_weights,
-            ArtifactRow.params_norms,
-            ArtifactRow.params_head,
-            ArtifactRow.metrics,
-        )
-        .join(ArtifactRow, CURRENT)
-        .where(TaskRow.base_id == base.id)
-        .order_by(ByName(TaskRow.name))
-    )
+    query = select(TaskRow.name, *tasks.COUNTED).join(ArtifactRow, CURRENT)
+    query = query.where(TaskRow.base_id == base.id).order_by(ByName(TaskRow.name))
     if names:
         query = query.where(TaskRow.name.in_(names))
     return session.connection().execute(query).all()
@@ -172,6 +141,7 @@ def _by_layer(session: Session, base: BaseRow, names: Sequence[str], by: str) ->
     ]
     if by == "layer":
         return tuple(rows)
+    kinds = {kind: [row for row in rows if row.kind == kind] for kind in sorted({row.kind for row in rows})}
     return tuple(
         LayerCost(
             name=kind,
@@ -182,8 +152,5 @@ def _by_layer(session: Session, base: BaseRow, names: Sequence[str], by: str) ->
             task_params=sum(row.task_params for row in group),
             task_bytes=sum(row.task_bytes for row in group),
         )
-        for kind, group in (
-            (kind, list(members))
-            for kind, members in groupby(sorted(rows, key=lambda row: row.kind), key=lambda row: row.kind)
-        )
+        for kind, group in kinds.items()
     )

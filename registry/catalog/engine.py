@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DatabaseError,
-    DataError,
-    InvalidRequestError,
-    NoSuchModuleError,
-    NotSupportedError,
-    ProgrammingError,
-)
-from sqlalchemy.exc import IntegrityError as SqlIntegrityError
+from sqlalchemy import exc as sql
 from sqlalchemy.orm import Session
 
 from ..errors import BusyError, IntegrityError, SettingsError, StorageError
@@ -29,15 +20,12 @@ from .forks import keep_apart
 from .reading import only_read, writable
 
 BUSY_SECONDS = 60
-MISTAKES = (ProgrammingError, SqlIntegrityError, DataError, NotSupportedError)  # ours, or damaged rows
+MISTAKES = (sql.ProgrammingError, sql.IntegrityError, sql.DataError, sql.NotSupportedError)  # ours, or damaged rows
 WRITER_LOCK = 0x7461707372656731  # "tapsreg1": the advisory lock of our writers on PostgreSQL
 
 
 class Catalog:
-    """A database that holds our tables.
-
-    Args:
-        url: of the database, such as ``sqlite:////srv/catalog.sqlite`` or ``postgresql://user@host/database``.
+    """A database that holds our tables: ``sqlite:////srv/catalog.sqlite``, ``postgresql://user@host/database``.
 
     Raises:
         SettingsError: if the URL is not one of a database we can use.
@@ -51,7 +39,7 @@ class Catalog:
             raise SettingsError(
                 f"The driver for {self.address} is not installed ({error}). Type: pip install 'taps-registry[postgres]'"
             ) from error
-        except NoSuchModuleError as error:
+        except sql.NoSuchModuleError as error:
             raise SettingsError(
                 f"There is no driver {self.url.drivername}. Leave the driver out: {self.url.get_backend_name()}://..."
             ) from error
@@ -103,15 +91,15 @@ class Catalog:
         """What a database refuses for reasons of its own becomes an error of ours; our mistakes stay tracebacks."""
         try:
             yield
-        except (ValueError, TypeError, LookupError, AttributeError, InvalidRequestError, *MISTAKES) as error:
-            if isinstance(error, DatabaseError) and error.statement is None:  # of connecting: the URL's arguments
+        except (ValueError, TypeError, LookupError, AttributeError, sql.InvalidRequestError, *MISTAKES) as error:
+            if isinstance(error, sql.DatabaseError) and error.statement is None:  # of connecting: the URL's arguments
                 raise self._unavailable(error) from error
             self._require_sound(error)
             raise
-        except DatabaseError as error:
+        except sql.DatabaseError as error:
             raise self._unavailable(error) from error
 
-    def _unavailable(self, error: DatabaseError) -> BusyError | StorageError:
+    def _unavailable(self, error: sql.DatabaseError) -> BusyError | StorageError:
         """What a database says, in one line and without passwords."""
         url = self.url.render_as_string(hide_password=False)
         reason = without_secrets(str(error.orig).strip().splitlines()[0], url)
@@ -126,7 +114,7 @@ class Catalog:
         from . import damage
 
         found = ""
-        with suppress(DatabaseError), self.engine.connect() as connection:  # without our tables: it says so itself
+        with suppress(sql.DatabaseError), self.engine.connect() as connection:  # without our tables: it says so itself
             found = next(chain(damage.cells(connection), damage.references(connection)), "")
         if found:
             raise IntegrityError(
@@ -141,7 +129,7 @@ def parse(url: str | URL) -> URL:
         parsed = make_url(url)
         if "@" in (parsed.host or ""):
             raise ValueError("an @ in a password")
-    except (ArgumentError, ValueError) as error:  # not repeated, as there may be a password in it
+    except (sql.ArgumentError, ValueError) as error:  # not repeated, as there may be a password in it
         raise SettingsError(
             "What --database says is not a database URL. Examples: sqlite:////srv/catalog.sqlite, "
             "postgresql://user@host/database"

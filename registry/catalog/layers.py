@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from typing import Any
+
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from ..records import TaskLayer
@@ -10,29 +12,29 @@ from . import bases
 from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, LayerRow, TaskRow
 
 
+def of_artifact(session: Session, artifact: int) -> tuple[TaskLayer, ...]:
+    """The layers of one artifact, by its row's id, in forward order."""
+    kept = _kept().where(ArtifactLayerRow.artifact_id == artifact).order_by(LayerRow.position)
+    return tuple(TaskLayer(*layer) for layer in session.execute(kept))
+
+
 def by_task(session: Session, base: str | None = None) -> dict[str, list[TaskLayer]]:
     """The layers, in forward order, of every finished task, or of those on one base, by the task's name.
 
-    Raises:
-        NotFoundError: for an unknown base.
+    Raises NotFoundError for an unknown base.
     """
-    kept = ArtifactLayerRow
-    query = (
-        select(
-            TaskRow.name, LayerRow.name, LayerRow.kind, LayerRow.stage, kept.open, kept.score, kept.params, kept.bytes
-        )
-        .join_from(
-            TaskRow,
-            ArtifactRow,
-            CURRENT,
-        )
-        .join(kept, kept.artifact_id == ArtifactRow.id)
-        .join(LayerRow, kept.layer_id == LayerRow.id)
-        .order_by(TaskRow.id, LayerRow.position)
-    )
+    query = _kept().add_columns(TaskRow.name).join(ArtifactRow).join(TaskRow, CURRENT)
+    query = query.order_by(TaskRow.id, LayerRow.position)
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
     found: dict[str, list[TaskLayer]] = {}
-    for task, name, kind, stage, stored, score, params, size in session.execute(query):
-        found.setdefault(task, []).append(TaskLayer(name, kind, stage, stored, score, params, size))
+    for *layer, task in session.execute(query):
+        found.setdefault(task, []).append(TaskLayer(*layer))
     return found
+
+
+def _kept() -> Select[*tuple[Any, ...]]:
+    """The fields of a ``TaskLayer``."""
+    kept = ArtifactLayerRow
+    columns = (LayerRow.name, LayerRow.kind, LayerRow.stage, kept.open, kept.score, kept.params, kept.bytes)
+    return select(*columns).join_from(kept, LayerRow)

@@ -20,11 +20,7 @@ def current(catalog: Catalog) -> str | None:
 
 
 def check(catalog: Catalog) -> None:
-    """Return if the catalog has the revision that this version works with.
-
-    Raises:
-        SchemaError: naming both revisions and what to type.
-    """
+    """Raises SchemaError, naming both revisions and what to type, if this version works with another one."""
     found = current(catalog)
     if found is None:
         raise SchemaError(f"{catalog.address} contains no catalog yet. Type: taps-registry init")
@@ -34,11 +30,7 @@ def check(catalog: Catalog) -> None:
 def upgrade(catalog: Catalog) -> tuple[str | None, str]:
     """Bring the catalog to our revision in one transaction; processes that try at once take turns.
 
-    Returns:
-        The revisions before and after.
-
-    Raises:
-        SchemaError: if this version does not know the catalog's revision.
+    Returns the revisions before and after. Raises SchemaError if this version does not know the catalog's revision.
     """
     from alembic import command
 

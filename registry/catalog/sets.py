@@ -52,12 +52,9 @@ def require_fit(found: TaskSet, method: str, arguments: Mapping[str, Any], task:
 
 
 def join(session: Session, task: TaskRow, joined: TaskSet) -> None:
-    """Put a task that is to be trained into a set, which it begins if it is the first one.
+    """Put a task that is to be trained into a set, which it begins if it is the first one, in a write transaction.
 
-    Args:
-        session: a write transaction.
-        task: in training.
-        joined: the set as the task was prepared for; without a digest if there was none.
+    ``joined`` is the set as the task was prepared for; without a digest if there was none.
 
     Raises:
         BusyError: if the first task of the set is still in training, or the set has changed since.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +11,16 @@ from sqlalchemy.orm import Session
 
 from ..errors import BusyError, NameTakenError, NotFoundError
 from ..records import InputConfig, Params, Task, TaskLayer
-from . import bases, budgets, sets
+from . import bases, budgets, layers, sets
 from .ordering import ByName
 from .sets import PublishedSet
 from .tables import CURRENT, ArtifactLayerRow, ArtifactRow, BaseRow, LayerRow, RunRow, SetMemberRow, SetRow, TaskRow
+
+COUNTED = (  # what costs are made of
+    *(ArtifactRow.version, ArtifactRow.method, ArtifactRow.digest, ArtifactRow.bytes, ArtifactRow.metrics),
+    *(ArtifactRow.open_layers, ArtifactRow.gated_layers),
+    *(ArtifactRow.params_weights, ArtifactRow.params_norms, ArtifactRow.params_head),
+)
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,9 @@ def require_room(session: Session, name: str, made: Published) -> None:
 
 
 def publish(session: Session, name: str, run: str, made: Published) -> int:
-    """Make a task in training ready, in the caller's transaction.
+    """Make a task in training ready, in the caller's transaction. Returns the version.
 
-    Returns:
-        The version.
-
-    Raises:
-        BudgetError, BusyError, NotFoundError: as ``require_room``.
+    Raises what ``require_room`` does.
     """
     require_room(session, name, made)
     task = row(session, name)
@@ -112,10 +114,7 @@ def publish(session: Session, name: str, run: str, made: Published) -> int:
 def recode(session: Session, before: Task, made: Published) -> int:
     """Put the same version in another encoding in the place of a task's current one, in the caller's transaction.
 
-    The earlier version's row stays; its object is no longer needed, and goes with the next ``gc``.
-
-    Returns:
-        The version.
+    The earlier version's row stays; its object is no longer needed, and goes with the next ``gc``. Returns the version.
 
     Raises:
         BudgetError: saying by how much a larger one does not fit.
@@ -183,7 +182,7 @@ def get(session: Session, name: str) -> Task:
     """A task with its layers. Raises NotFoundError."""
     row(session, name)
     found = session.execute(_current().where(TaskRow.name == name)).one()
-    return record(found, _layers(session, found.artifact) if found.version is not None else ())
+    return record(found, layers.of_artifact(session, found.artifact) if found.version is not None else ())
 
 
 def ready(session: Session, name: str) -> Task:
@@ -246,17 +245,8 @@ def _current() -> Select[*tuple[Any, ...]]:
             TaskRow.created.label("reserved"),
             SetRow.name.label("set_name"),
             ArtifactRow.id.label("artifact"),
-            ArtifactRow.version,
-            ArtifactRow.method,
+            *COUNTED,
             ArtifactRow.encoding,
-            ArtifactRow.digest,
-            ArtifactRow.bytes,
-            ArtifactRow.open_layers,
-            ArtifactRow.gated_layers,
-            ArtifactRow.params_weights,
-            ArtifactRow.params_norms,
-            ArtifactRow.params_head,
-            ArtifactRow.metrics,
             ArtifactRow.settings,
             ArtifactRow.packages,
             ArtifactRow.run_id,
@@ -269,18 +259,7 @@ def _current() -> Select[*tuple[Any, ...]]:
     )
 
 
-def _layers(session: Session, artifact: int) -> Iterable[TaskLayer]:
-    kept = ArtifactLayerRow
-    query = (
-        select(LayerRow.name, LayerRow.kind, LayerRow.stage, kept.open, kept.score, kept.params, kept.bytes)
-        .join(LayerRow, kept.layer_id == LayerRow.id)
-        .where(kept.artifact_id == artifact)
-        .order_by(LayerRow.position)
-    )
-    return (TaskLayer(*found) for found in session.execute(query))
-
-
-def record(found: Row[*tuple[Any, ...]], layers: Iterable[TaskLayer] = ()) -> Task:
+def record(found: Row[*tuple[Any, ...]], layers: tuple[TaskLayer, ...] = ()) -> Task:
     """What leaves the catalog of a row of ``_current``."""
     set_name = found.set_name or ""
     if found.version is None:
@@ -305,5 +284,5 @@ def record(found: Row[*tuple[Any, ...]], layers: Iterable[TaskLayer] = ()) -> Ta
         input=InputConfig.from_json(found.input) if found.input else None,
         created=found.created,
         set=set_name,
-        layers=tuple(layers),
+        layers=layers,
     )

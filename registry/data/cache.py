@@ -25,15 +25,10 @@ Kept = NDArray[Any]
 
 
 class Cache:
-    """Arrays of one type and three dimensions, by number, in a mapping of a fixed size.
+    """Arrays of one type and three dimensions, numbered below ``count``, in a mapping of ``limit`` bytes.
 
     The mapping is anonymous and shared with forked processes: whichever of them puts an array in, all of them have it.
     Pages that were never written take no memory. A process that is spawned gets a cache that holds nothing.
-
-    Args:
-        count: numbers run from 0 to this.
-        limit: bytes that the arrays may take together.
-        dtype: of the arrays.
     """
 
     def __init__(self, count: int, limit: int, dtype: str) -> None:

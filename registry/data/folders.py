@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -59,7 +59,7 @@ def read_folders(root: Path) -> Split:
         DataError: if it has no class folders, one whose name is not UTF-8, or a folder that cannot be read.
     """
     classes, notes = _classes(subfolders(root))
-    loose = [entry.name for entry in entries(root) if _is_file(entry)]
+    loose = [entry.name for entry in entries(root) if _holds(entry.is_file)]
     if not classes:
         what = ", only images" if any(map(is_image, loose)) else ""
         raise DataError(f"{root} has no class folders{what}. Put the images of each class into a folder of its own.")
@@ -83,10 +83,9 @@ def read_folders(root: Path) -> Split:
 def subfolders(root: Path) -> list[Path]:
     """The folders in a folder, each once: no link to one of them, to ``root`` or to what ``root`` is in.
 
-    Raises:
-        DataError: if it cannot be read.
+    Raises DataError if it cannot be read.
     """
-    folders = [entry for entry in entries(root) if _is_folder(entry)]
+    folders = [entry for entry in entries(root) if _holds(entry.is_dir)]
     real = root.resolve()
     taken = {str(real / entry.name) for entry in folders if not entry.is_symlink()}
     kept = []
@@ -102,8 +101,7 @@ def subfolders(root: Path) -> list[Path]:
 def files_below(folders: Sequence[Path]) -> Files:
     """The files below these folders, each once: links are followed, but not to what is found without them.
 
-    Raises:
-        DataError: if a folder cannot be read.
+    Raises DataError if a folder cannot be read.
     """
     others: Counter[str] = Counter()
     images: dict[str, PurePath] = {}
@@ -133,14 +131,14 @@ def _walk(folders: Sequence[Path]) -> Iterator[tuple[PurePath, str, bool]]:
         seen.add(real)
         for entry in entries(folder):
             name, is_link = below / entry.name, entry.is_symlink()
-            if _is_folder(entry):
+            if _holds(entry.is_dir):
                 if not is_link:
                     todo.append((Path(entry.path), name))
                 elif not real.is_relative_to(os.path.realpath(entry.path)):
                     linked.append((Path(entry.path), name))
             elif is_link and not Path(entry.path).exists():
                 yield name, entry.path, True  # a dangling link: reading it says so
-            elif _is_file(entry):
+            elif _holds(entry.is_file):
                 yield name, os.path.realpath(entry.path) if is_link else f"{real}{os.sep}{entry.name}", is_link
 
 
@@ -176,17 +174,10 @@ def _rank(name: PurePath) -> list[tuple[list[str | int], str, str]]:
     return [order(part) for part in name.parts]
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _holds(asked: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return asked()
     except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
         return False
 
 

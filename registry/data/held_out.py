@@ -47,15 +47,10 @@ class Trained:
 def open_held_out(
     data: str, classes: Sequence[str], trained: Trained, split: str = "", *, skip_bad_images: bool = False
 ) -> HeldOut:
-    """Labelled images to measure a task on.
+    """Labelled images to measure a task of these classes on, read as ``add_task`` reads them.
 
-    Args:
-        data: as ``add_task`` takes it.
-        classes: of the task, in the order of its labels.
-        trained: what it was trained with.
-        split: which images; by default those for testing, else those for validation, else all of a folder without
-            splits. Of images that the task was trained with, those that its run had set aside.
-        skip_bad_images: leave unreadable images out instead of refusing them, as a run that did so had them.
+    By default those for testing, else those for validation, else all of a folder without splits. Of images that the
+    task was trained with, those that its run had set aside. A run that skipped bad images had them skipped here too.
 
     Raises:
         SettingsError: for an unknown split.

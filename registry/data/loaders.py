@@ -21,12 +21,8 @@ from .transforms import Transform, batch
 class Images(Dataset[tuple[Tensor, int]]):
     """Samples through a transform whose random choices depend on seed, epoch and index alone.
 
-    Args:
-        samples: labelled images.
-        transform: PIL image to ``(C, H, W)`` float32.
-        seed: of its random choices.
-        fixed: whether it makes none.
-        room: bytes to keep images in once they are decoded, transformed too if the transform is fixed.
+    The transform makes ``(C, H, W)`` float32 of a PIL image; a ``fixed`` one makes no random choices. Decoded images
+    are kept in ``room`` bytes, transformed too if the transform is fixed.
     """
 
     def __init__(
@@ -121,13 +117,7 @@ def training_loader(
     size = min(batch_size, len(images))
     keep = workers > 0
     loader = DataLoader(
-        images,
-        size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=together,
-        drop_last=True,
-        persistent_workers=keep,
+        images, size, sampler=sampler, num_workers=workers, collate_fn=together, drop_last=True, persistent_workers=keep
     )
     return loader, sampler
 

@@ -17,10 +17,8 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from ..errors import DataError, first_line
 
 Source = bytes | Path | Image.Image
-WITHOUT_PIXELS = {
-    "EPS",
-    "MPEG",
-}  # EPS is a program, which Ghostscript would have to run; of films Pillow reads the size
+# EPS is a program, which Ghostscript would have to run; of films Pillow reads the size.
+WITHOUT_PIXELS = {"EPS", "MPEG"}
 SIXTEEN_BITS = {"PNG", "PPM"}  # formats whose greys Pillow may put into integers of 32 bits, but which have 16
 ADDRESS = re.compile(r"<([\w.]+)[^<>]* at 0x[0-9a-fA-F]+>")
 
@@ -47,10 +45,6 @@ def read_rgb(source: Source, name: str) -> Image.Image:
     """Decode an image: its first frame, turned as EXIF says, on white, in mode ``RGB``.
 
     16-bit and floating-point greys are scaled to 8 bits, see ``_grey``. A truncated file is an error.
-
-    Args:
-        source: a path, a file's bytes, or an image that is open already.
-        name: of the image, for messages.
 
     Raises:
         DataError: in one line, with the name and the reason.

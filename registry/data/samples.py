@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+LISTED = 10  # names in a message
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image that can be opened again and again.
@@ -47,8 +50,7 @@ class Split:
     """Images of one split as they were found.
 
     Attributes:
-        classes: names, in the order of the labels.
-        samples: labelled images.
+        classes: in the order of the labels.
         where: for messages.
         folders: whether they are files in class folders, which may be read by several threads at once.
         notes: what a user should know, such as files that were left out.
@@ -65,12 +67,7 @@ class Split:
     def labelled(self, classes: Sequence[str], unknown: str) -> Split:
         """The same images with the labels that ``classes`` give them; names match in any Unicode form and case.
 
-        Args:
-            classes: names, in the order of the labels.
-            unknown: what a message says of a class that is none of them, such as ``which train lacks``.
-
-        Raises:
-            DataError: for a class with images that is none of ``classes``.
+        Raises DataError for a class with images that is none of ``classes``; ``unknown`` says what it is then.
         """
         labels = {same(name): label for label, name in enumerate(classes)}
         labels |= {name: label for label, name in enumerate(classes)}  # a task may have both a and A, if by a scheme
@@ -89,7 +86,7 @@ def same(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
-def listed(names: Iterable[str], most: int = 10) -> str:
+def listed(names: Iterable[str]) -> str:
     """Names for a message, cut where they are many."""
     first = list(names)
-    return ", ".join(first[:most]) + (f" and {len(first) - most} more" if len(first) > most else "")
+    return ", ".join(first[:LISTED]) + (f" and {len(first) - LISTED} more" if len(first) > LISTED else "")

@@ -16,11 +16,7 @@ from .folders import files_below, read_folders, subfolders
 from .samples import Split, listed, same
 from .schemes import SCHEMES, read_scheme
 
-SYNONYMS = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
-}
+SYNONYMS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 OPTIONS = {"train": "--data", "val": "--val-data", "test": "--test-data"}
 CLASSES, SPLITS = "classes", "splits"
 # timm's names for class folders; it would give the same images for every split.

@@ -29,8 +29,7 @@ class TaskData:
     """A task's images.
 
     Attributes:
-        classes: names, in the order of the labels.
-        train: training images.
+        classes: in the order of the labels.
         val: what the best epoch is chosen on.
         test: what the finished artifact is measured on; empty if there is none.
         fingerprint: SHA-256 over names, labels and contents of all images, split by split.
@@ -57,15 +56,10 @@ def open_data(
     skip_bad_images: bool = False,
     progress: Counted = lambda done, total: None,
 ) -> TaskData:
-    """Find, check, split and fingerprint the images of a task.
+    """Find, check, split and fingerprint the images of a task: a folder, or ``SCHEME/NAME[@ROOT]``.
 
-    Args:
-        data: a folder, or ``SCHEME/NAME[@ROOT]``.
-        val_data: of validation images, if they are elsewhere.
-        test_data: of test images, if they are elsewhere.
-        seed: of the splits that have to be made.
-        skip_bad_images: leave unreadable images out instead of refusing them.
-        progress: called with the number of images decoded so far and in all.
+    Splits that have to be made depend on ``seed``. Unreadable images are refused unless they are skipped. ``progress``
+    is called with the number of images decoded so far and in all.
 
     Raises:
         DataError: for one class only, a class without training images, a class that only another split has, unreadable
@@ -86,7 +80,8 @@ def open_data(
     found = {name: split.labelled(classes, "which train lacks") for name, split in found.items()}
     decoded = decode(found, skip_bad_images, progress)
     splits = decoded.samples
-    _require_every_class(splits["train"], classes)
+    if missing := _without_images(splits["train"], classes):
+        raise DataError(f"The train split has no images of {listed(missing)}. Every class must have some.")
     wanted = {label: max(1, round(SHARE * n)) for label, n in Counter(s.label for s in splits["train"]).items()}
     if not divided:
         splits["train"], splits["test"] = _carve(splits["train"], wanted, seed, "test")
@@ -113,8 +108,7 @@ def open_data(
 def split_of(data: str, wanted: str) -> Split:
     """The images of ``data`` for one split: what it has for it, or all if it has no splits or none but ``train``.
 
-    Raises:
-        DataError: if it has other splits, but not this one.
+    Raises DataError if it has other splits, but not this one.
     """
     found = read_source(data)
     split = found.get(wanted) or found.get("all") or (found["train"] if set(found) == {"train"} else None)
@@ -198,8 +192,7 @@ def _carve(
 ) -> tuple[list[Sample], list[Sample]]:
     """Take ``wanted`` images of each class out of ``samples``, and leave at least one.
 
-    Raises:
-        DataError: if no class has an image to spare.
+    Raises DataError if none can be.
     """
     by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -214,11 +207,6 @@ def _carve(
             f"with --{into}-data."
         )
     return [s for s in samples if id(s) not in taken], [s for s in samples if id(s) in taken]
-
-
-def _require_every_class(train: Sequence[Sample], classes: Sequence[str]) -> None:
-    if missing := _without_images(train, classes):
-        raise DataError(f"The train split has no images of {listed(missing)}. Every class must have some.")
 
 
 def _missing(splits: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> list[str]:
@@ -247,14 +235,9 @@ def _fingerprint(splits: Mapping[str, Sequence[Sample]], classes: Sequence[str],
 def _leaks(splits: Mapping[str, Sequence[Sample]], digests: Mapping[int, str]) -> list[str]:
     """Notes on images that are both trained on and measured on: they make the measure too good."""
     train = {digests[id(sample)] for sample in splits["train"]}
-    counts = {
-        name: sum(digests[id(sample)] in train for sample in samples)
-        for name, samples in splits.items()
-        if name != "train"
-    }
     return [
-        f"{counted(count, f'{name} image')} of {len(splits[name])} also in train, byte for byte: accuracy will be "
+        f"{counted(count, f'{name} image')} of {len(samples)} also in train, byte for byte: accuracy will be "
         "overestimated."
-        for name, count in counts.items()
-        if count
+        for name, samples in splits.items()
+        if name != "train" and (count := sum(digests[id(sample)] in train for sample in samples))
     ]

@@ -30,8 +30,7 @@ def evaluation_transform(config: InputConfig) -> Transform:
 def training_transform(config: InputConfig, augment: str) -> Transform:
     """The same with random crops and, as ``augment`` says, flips and colours.
 
-    Raises:
-        SettingsError: for an unknown ``augment``.
+    Raises SettingsError for an unknown one.
     """
     if augment not in AUGMENTATIONS:
         raise SettingsError(f"--augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}.")

@@ -32,9 +32,8 @@ class Composed:
 def compose_task(context: Context, name: str) -> tuple[Task, Base, Composed]:
     """A task with its base and its model.
 
-    Raises:
-        NotFoundError: if there is none of this name, or it is in training.
-        IntegrityError: if its bytes or the base's are missing or damaged.
+    Raises NotFoundError if there is none of this name, or it is in training, and IntegrityError if its bytes or the
+    base's are missing or damaged.
     """
 
     def look_up() -> tuple[Task, Base]:
@@ -53,15 +52,11 @@ def _compose(context: Context, record: Task, base: Base) -> Composed:
 
 
 def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], blank: Blank | None = None) -> Composed:
-    """Build the model of an artifact.
+    """Build the model of an artifact, whose digest the store has checked.
 
-    A layer that the artifact does not hold gets the base's tensor itself. The head has no base to fall back on.
-
-    Args:
-        base: that the artifact belongs to.
-        artifact: path of a file whose digest the store has checked.
-        fetch: the checked path of an object, for tensors that the task has in common with others.
-        blank: of the base's kind, to be loaded; one is built if there is none, or it has another number of classes.
+    A layer that the artifact does not hold gets the base's tensor itself. The head has no base to fall back on. What
+    the task has in common with others is in an object that ``fetch`` gives the checked path of. A ``blank`` of another
+    number of classes is replaced.
 
     Raises:
         IntegrityError: if the artifact is damaged, belongs to another base, or does not fit the model.
@@ -85,10 +80,7 @@ def compose(base: LoadedBase, artifact: Path, fetch: Callable[[str], Path], blan
 def assemble(model: nn.Module, changed: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict: changed tensors, the base's own, and the base's with changed rows put into a copy.
 
-    Args:
-        model: whose tensors they are; one that it uses under several names is changed under the first.
-        changed: by the name of a tensor or of rows of one.
-        originals: the base's tensors.
+    What a model uses under several names is changed under the first. ``changed`` is by tensor, or rows of one.
     """
     firsts = first_names(model)
     whole = {name: changed.get(first, originals.get(name)) for name, first in firsts.items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
@@ -26,6 +27,8 @@ from ..store.files import write_file
 from ..training.device import find_device
 from .compose import compose_task
 from .task_model import TaskModel, task_model
+
+MOST = 30  # classes whose names and counts can be read
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,7 @@ def evaluate_task(
     workers: int,
     device: str,
 ) -> Evaluation:
-    """Ask a task about images that it was not trained with, and write the files that are wanted.
-
-    For arguments and errors see ``Registry.evaluate``.
-    """
+    """Ask a task about images that it was not trained with, and write the files wanted. See ``Registry.evaluate``."""
     check_files(confusion, predictions)
     record, _, composed = compose_task(context, name)
     task = task_model(record, composed, find_device(device))
@@ -119,8 +119,7 @@ def evaluate(task: TaskModel, images: HeldOut, answers: Answers) -> Evaluation:
 def write_predictions(path: Path, classes: Sequence[str], images: HeldOut, answers: Answers) -> None:
     """Write a line of CSV for each image: its name, its class, the most likely class and its probability.
 
-    Raises:
-        StorageError: if the disk refuses.
+    Raises StorageError if the disk refuses.
     """
     rows = zip(images.samples, answers.labels, answers.predicted, answers.probabilities, strict=True)
     _write_csv(
@@ -136,13 +135,7 @@ def write_predictions(path: Path, classes: Sequence[str], images: HeldOut, answe
 def write_confusion(path: Path, classes: Sequence[str], answers: Answers) -> None:
     """Write how many images of each class (rows) were taken for which class (columns), as CSV or as a picture.
 
-    Args:
-        path: as ``check_files`` lets it pass.
-        classes: of the task.
-        answers: to count.
-
-    Raises:
-        StorageError: if the disk refuses.
+    Raises StorageError if the disk refuses.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -150,9 +143,34 @@ def write_confusion(path: Path, classes: Sequence[str], answers: Answers) -> Non
     if path.suffix.lower() == ".csv":
         rows = ((name, *counts) for name, counts in zip(classes, matrix.tolist(), strict=True))
         return _write_csv(path, ("class", *classes), rows)
-    from .confusion import picture
-
     return write_file(path, picture(classes, matrix))
+
+
+def picture(classes: Sequence[str], matrix: NDArray[Any]) -> bytes:
+    """A PNG of counts ``(classes, classes)``: rows are true classes, columns predicted, colours shares of the row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(classes)
+    side = min(max(3.5, 0.45 * count + 2), 16)
+    figure = Figure(figsize=(side, side), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = matrix / numpy.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if count <= MOST:
+        names = [name.replace("$", r"\$") for name in classes]  # a dollar sign would begin a formula
+        axes.set_xticks(range(count), names, rotation=90)
+        axes.set_yticks(range(count), names)
+        for (row, column), images in numpy.ndenumerate(matrix):
+            if images:
+                shade = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(images), ha="center", va="center", color=shade, fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def check_files(confusion: Path | None, predictions: Path | None) -> None:

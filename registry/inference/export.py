@@ -22,16 +22,10 @@ from .compose import Composed
 
 
 def export(composed: Composed, base: Base, path: Path) -> str:
-    """Write the whole model; read it back and compare.
+    """Write the whole model, read it back and compare. Returns the Python that loads it.
 
-    Args:
-        composed: the task's model.
-        base: that it is on.
-        path: of the file: ``.safetensors`` for timm, or ``.pt2`` for a program of ``torch.export``, which needs no timm
-            either and also holds models that do not fold into timm's weights.
-
-    Returns:
-        The Python that loads it.
+    ``.safetensors`` is for timm, ``.pt2`` a program of ``torch.export``, which needs no timm either and also holds
+    models that do not fold into timm's weights.
 
     Raises:
         SettingsError: for another ending, a name that is not UTF-8, a path inside a registry, or a checkpoint of a

@@ -24,11 +24,9 @@ class TaskModel:
     """A composed model with what it needs around it.
 
     Attributes:
-        task: name of the task.
         version: of its artifact.
         model: timm's, in eval mode; ``(B, C, H, W)`` float32 to logits ``(B, classes)``.
         classes: in the order of the logits.
-        input: what images are turned into.
     """
 
     task: str
@@ -45,8 +43,7 @@ class TaskModel:
     def predict(self, images: Sequence[Path], top: int = 1) -> tuple[Prediction, ...]:
         """The ``top`` most likely classes of each image file.
 
-        Raises:
-            DataError: naming the first file that is not an image.
+        Raises DataError, naming the first file that is not an image.
         """
         transform = evaluation_transform(self.input)
         predictions: list[Prediction] = []

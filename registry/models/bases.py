@@ -25,15 +25,7 @@ from ..records import Base, LayerInfo
 from ..seeds import check_seed
 from ..store.files import checksum
 from ..store.tensors import OnDisk, digest, write_tensors
-from .build import (
-    check_input,
-    create,
-    create_on_meta,
-    has_fixed_size,
-    input_config,
-    load_weights,
-    without_drawing,
-)
+from .build import check_input, create, create_on_meta, has_fixed_size, input_config, load_weights, without_drawing
 from .measure import layer_infos, parameters
 
 SHOWN = 4  # tensors that an error names

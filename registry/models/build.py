@@ -29,8 +29,7 @@ DRAWING = frozenset({torch.ops.aten.normal_.default, torch.ops.aten.uniform_.def
 def parse_arguments(pairs: Iterable[str], option: str = "--model-arg") -> dict[str, Any]:
     """``key=value`` texts as keyword arguments; values are Python literals where they read as one.
 
-    Raises:
-        SettingsError: for a text without ``=``.
+    Raises SettingsError for a text without ``=``.
     """
     parsed: dict[str, Any] = {}
     for pair in pairs:
@@ -129,9 +128,7 @@ class _WithoutDrawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def load_weights(model: nn.Module, file: Path) -> None:
     """Load a checkpoint into a model, every tensor of it.
 
-    Args:
-        model: of timm.
-        file: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``) read once with ``weights_only=True``.
+    The file is ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``) that is read with ``weights_only=True``.
 
     Raises:
         WeightsError: if the file cannot be read, or a tensor is missing, unknown or has the wrong shape.

@@ -23,7 +23,7 @@ class Price:
     Attributes:
         part: ``weights``, ``norms`` or ``head``; what a method added counts as weights.
         params: its values; none for integers.
-        bytes: of it in the encoding; where that depends on the values, the most.
+        bytes: as encoded; where that depends on the values, the most.
         codec: what it is put into; None if it is stored as it is.
     """
 
@@ -34,13 +34,7 @@ class Price:
 
 
 class Prices(dict[str, Price]):
-    """The price of every tensor by its name, and of rows where the partition names them.
-
-    Args:
-        tensors: of the model, by state-dict name.
-        roles: which part each plays, as ``measure.roles`` says.
-        encoding: of weights and norms.
-    """
+    """The price of every tensor of a model by its name, and of rows where the partition, so ``roles``, names them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], roles: Mapping[str, str], encoding: Encoding) -> None:
         pieces = Pieces(tensors)

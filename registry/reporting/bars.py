@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..records import SetCost, TaskCost
+from ..records import TaskCost
 from ..units import number, percent, size
 from .collecting import BaseReport, TaskReport
 from .limits import TaskLimit, task_limits
@@ -54,11 +54,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class CostRow:
-    """A task, or a set of tasks with tensors in common, which are stored once.
-
-    Attributes:
-        budget: what the task's own budget allows; empty without one.
-    """
+    """A task with what its own budget allows, or a set of tasks with tensors in common, which are stored once."""
 
     name: str
     is_set: bool
@@ -82,7 +78,8 @@ class BudgetRow:
 
 def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
     """Tasks, then sets, on one scale for parameters and one for bytes."""
-    limits = [_limits(one, report.base.backbone_params) for one in report.tasks]
+    backbone = report.base.backbone_params
+    limits = [task_limits(str(one.task.settings.get("budget") or ""), backbone) for one in report.tasks]
     tasks = [(one.task.name, _task_params(one.cost), _task_bytes(one)) for one in report.tasks]
     sets = [(shared.name, {"common": shared.params}, {"common": shared.bytes}) for shared in report.cost.sets]
     every = [limit for own in limits for limit in own]
@@ -101,10 +98,6 @@ def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
             )
         )
     return tuple(rows)
-
-
-def _limits(one: TaskReport, backbone_params: int) -> tuple[TaskLimit, ...]:
-    return task_limits(str(one.task.settings.get("budget") or ""), backbone_params)
 
 
 def _scale(bars: Sequence[Mapping[str, int]], limits: Iterable[TaskLimit], *, in_bytes: bool) -> float:
@@ -166,12 +159,8 @@ def _of_all(report: BaseReport, what: str) -> dict[str, int]:
     """The parts of all tasks of the base together."""
     each = [_task_bytes(one) if what == "bytes" else _task_params(one.cost) for one in report.tasks]
     summed = {part: sum(parts[part] for parts in each) for part in PARTS}
-    shared = sum(_taken(one, what) for one in report.cost.sets)
+    shared = sum(one.bytes if what == "bytes" else one.params for one in report.cost.sets)
     return {**summed, "common": shared} if shared else summed
-
-
-def _taken(shared: SetCost, what: str) -> int:
-    return shared.bytes if what == "bytes" else shared.params
 
 
 def _bar(parts: Mapping[str, int], whole: float, shown: Callable[[float], str]) -> Bar:

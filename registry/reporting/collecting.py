@@ -13,11 +13,7 @@ from ..records import Base, BaseCost, BudgetUse, Run, Task, TaskCost
 
 @dataclass(frozen=True)
 class TaskReport:
-    """A finished task, with its layers.
-
-    Attributes:
-        run: that trained it; None if the catalog has forgotten it.
-    """
+    """A finished task, with its layers, and the run that trained it; None if the catalog has forgotten it."""
 
     task: Task
     cost: TaskCost

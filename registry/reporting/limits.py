@@ -35,12 +35,7 @@ class TaskLimit:
 
 
 def task_limits(budget: str, backbone_params: int) -> tuple[TaskLimit, ...]:
-    """The parts of a budget; none for an empty one, or one that cannot be read.
-
-    Args:
-        budget: the setting, such as ``5%,2MB``.
-        backbone_params: of the base, which percentages refer to.
-    """
+    """The parts of a budget such as ``5%,2MB``, percentages being of the base's backbone; none if it cannot be read."""
     try:
         parts = parse(budget)
     except SettingsError:  # of a version that knows others

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+MOST_STEPS, MOST_TICKS = 5, 6  # of a linear axis, of a logarithmic one
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values on a line.
+    """A range of values on a line, with round ones in between as ticks.
 
-    Attributes:
-        low: value at its beginning.
-        high: value at its end, above ``low``.
-        ticks: round values in between.
-        logarithmic: equal distances are equal ratios; both ends are then above zero.
+    On a ``logarithmic`` one equal distances are equal ratios; both ends are then above zero.
     """
 
     low: float
@@ -45,41 +42,29 @@ class Axis:
         return round(100 * min(1.0, max(0.0, (place - low) / (high - low))), 6)
 
 
-def linear(values: Iterable[float], label: Callable[[float], str], *, most: int = 5) -> Axis:
-    """An axis around ``values``, of which there is at least one, that begins and ends at round numbers.
-
-    Args:
-        values: that shall lie on it.
-        label: of a round value.
-        most: steps between ticks.
-    """
+def linear(values: Iterable[float], label: Callable[[float], str]) -> Axis:
+    """An axis around ``values``, of which there is at least one, that begins and ends at round numbers."""
     found = list(values)
     low, high = min(found), max(found)
     if high - low < 1e-9:
         low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
-    step = _round_step((high - low) / most)
+    step = _round_step((high - low) / MOST_STEPS)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     bare = Axis(first * step, last * step, ())
     ticks = tuple(Tick(bare.at(index * step), label(index * step)) for index in range(first, last + 1))
     return Axis(bare.low, bare.high, ticks)
 
 
-def logarithmic(values: Iterable[float], label: Callable[[float], str], *, most: int = 6) -> Axis:
-    """An axis around ``values``, of which there is at least one, all above zero; ticks at 1, 2 or 5 times powers of 10.
-
-    Args:
-        values: that shall lie on it.
-        label: of a round value.
-        most: ticks.
-    """
+def logarithmic(values: Iterable[float], label: Callable[[float], str]) -> Axis:
+    """An axis around ``values``, at least one and all above zero; its ticks are 1, 2 or 5 times powers of 10."""
     found = list(values)
     low, high = min(found) / 1.3, max(found) * 1.3
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         marks = [value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high]
-        if len(marks) <= most:
+        if len(marks) <= MOST_TICKS:
             break
-    marks = marks[:: math.ceil(len(marks) / most)] if marks else found[:1]
+    marks = marks[:: math.ceil(len(marks) / MOST_TICKS)] if marks else found[:1]
     bare = Axis(low, high, (), logarithmic=True)
     return Axis(low, high, tuple(Tick(bare.at(mark), label(mark)) for mark in marks), logarithmic=True)
 

@@ -16,10 +16,6 @@ def stored_shares(stored: Iterable[TaskLayer], layers: Iterable[LayerInfo]) -> d
 
     A layer stored as it is has a share of 1. Factors of a high rank can take more than the layer, and a norm's
     counter of batches is not among its parameters: shares can be above 1.
-
-    Args:
-        stored: what the task's artifact holds.
-        layers: of the base.
     """
     sizes = {layer.name: FLOAT * layer.params for layer in layers}
     return {one.name: one.bytes / sizes[one.name] for one in stored if sizes.get(one.name)}

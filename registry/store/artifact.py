@@ -39,18 +39,11 @@ def write_artifact(
     plugins: PluginManager,
     **header: Any,
 ) -> Header:
-    """Encode what a task changed into a file.
+    """Encode what a task changed into a file, written whole or not at all.
 
     What its method has a form of its own for is stored in that, thin factors in a smaller one if the encoding has it.
-
-    Args:
-        path: of the file, written whole or not at all.
-        delta: what the task changed.
-        originals: the base's tensors by name.
-        roles: ``weights``, ``norms`` or ``head`` for each tensor of the model; what a method added has none.
-        encoding: of weights and norms.
-        plugins: where the forms are.
-        header: the remaining fields of ``Header``.
+    ``roles`` says ``weights``, ``norms`` or ``head`` for each tensor of the model; what a method added has none.
+    ``header`` are the remaining fields of ``Header``.
     """
     draft = _Draft(originals, roles)
     for name, value in sorted(delta.tensors.items()):
@@ -69,17 +62,10 @@ def write_artifact(
 def recode_artifact(
     path: Path, source: Path, base: Mapping[str, Tensor], encoding: Encoding, plugins: PluginManager
 ) -> Header:
-    """Write an artifact's values anew, in another encoding.
+    """Write the values of an artifact, whose digest the store has checked, anew in another encoding.
 
     What is in a form of its method's own stays as it is, but for thin factors that the encoding has a smaller form for.
-    What is only compressed, or no longer so, is not rounded again.
-
-    Args:
-        path: of the new file, written whole or not at all.
-        source: of an artifact, whose digest the store has checked.
-        base: the base's tensors by name.
-        encoding: of weights and norms.
-        plugins: where the encodings are.
+    What is only compressed, or no longer so, is not rounded again. The new file is written whole or not at all.
 
     Raises:
         IntegrityError: if the source is damaged, or does not fit the base.
@@ -108,11 +94,7 @@ def recode_artifact(
 
 
 def packages(
-    plugins: PluginManager,
-    method: str,
-    encoding: str,
-    entries: Mapping[str, Entry],
-    before: Mapping[str, str],
+    plugins: PluginManager, method: str, encoding: str, entries: Mapping[str, Entry], before: Mapping[str, str]
 ) -> dict[str, str]:
     """What an artifact says of the packages that it needs; ``before`` has those of one that it is made from."""
     trained = before.get(f"method {method}", plugins.package("method", method))
@@ -154,12 +136,7 @@ def _smaller(
 
 
 class _Draft:
-    """An artifact in the making.
-
-    Args:
-        originals: the base's tensors by name.
-        roles: as for ``write_artifact``.
-    """
+    """An artifact in the making, from the base's tensors by name, and roles as for ``write_artifact``."""
 
     def __init__(self, originals: Mapping[str, Tensor], roles: Mapping[str, str]) -> None:
         self.based = Pieces(originals)
@@ -215,8 +192,7 @@ def _opened(path: Path) -> Iterator[tuple[Header, PackedFile]]:
 def read_header(path: Path) -> Header:
     """What the file says of itself, held against the names of its tensors.
 
-    Raises:
-        IntegrityError: if it is no artifact, or tensors are missing or too many.
+    Raises IntegrityError if it is no artifact.
     """
     with _opened(path) as (header, _):
         return header
@@ -234,8 +210,7 @@ def tensor_bytes(path: Path) -> dict[str, int]:
 def stored_params(header: Header, plugins: PluginManager) -> dict[str, int]:
     """Values of each part of an artifact, without the parts that hold forms whose values only their method can count.
 
-    Raises:
-        PluginError: if a form is not installed.
+    Raises PluginError if a form is not installed.
     """
     counts = dict.fromkeys((WEIGHTS, NORMS, HEAD), 0)
     for entry in header.tensors.values():
@@ -255,13 +230,7 @@ def is_exact(header: Header, plugins: PluginManager) -> bool:
 def read_artifact(
     path: Path, base: Mapping[str, Tensor], base_digest: str, plugins: PluginManager
 ) -> tuple[Header, dict[str, Tensor]]:
-    """Header and decoded tensors of an artifact, by state-dict name, on the CPU.
-
-    Args:
-        path: of the file, whose digest the store has checked.
-        base: the base's tensors by name.
-        base_digest: the base's identity, which the artifact must name.
-        plugins: where the encodings are.
+    """Header and decoded tensors of an artifact, whose digest the store has checked, by state-dict name, on the CPU.
 
     Raises:
         IntegrityError: if it belongs to another base or a tensor is not what the header says.
@@ -301,12 +270,8 @@ def _decode(
 def text_and_index(header: Header, sizes: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     """Most bytes that a file takes beside its tensors' own, if it holds some of those that a header lists.
 
-    Args:
-        header: with scores of as many digits as they can have.
-        sizes: bytes of its tensors, by their names in the model.
-
-    Returns:
-        What any such file takes, and for each tensor what is added if it is there.
+    The header has scores of as many digits as they can have; ``sizes`` are bytes of its tensors. Returns what any such
+    file takes, and for each tensor what is added if it is there.
     """
     shapes = {key(name, part): entry.shape for name, entry in header.tensors.items() for part in entry.parts}
     text = text_bytes(header.to_json(), shapes)

@@ -20,11 +20,7 @@ CHUNK = 4 * 2**20  # bytes hashed at a time; smaller ones wait too often for Pyt
 
 @contextmanager
 def disk_errors(action: str) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError.
-
-    Args:
-        action: what was tried, for the message: "Cannot ACTION: No space left on device."
-    """
+    """Turn an OSError of the block into a StorageError that says ``Cannot ACTION: No space left on device.``"""
     try:
         yield
     except OSError as error:

@@ -26,9 +26,7 @@ class StoredObject:
 class ObjectStore:
     """A folder of objects, spread over 256 sub-folders by the first two digits of their names.
 
-    Args:
-        root: the folder.
-        checksums: the BLAKE3 on record for the object of a digest, if any; where a file has another, SHA-256 decides.
+    ``checksums`` gives the BLAKE3 on record for a digest, if any; where a file has another, SHA-256 decides.
     """
 
     def __init__(self, root: Path, checksums: Callable[[str], str | None] = lambda digest: None) -> None:
@@ -44,8 +42,7 @@ class ObjectStore:
     def put(self, source: Path) -> StoredObject:
         """Take a copy of a file in under its digest; the caller holds the registry's lock against ``gc``.
 
-        Raises:
-            StorageError: if the disk refuses.
+        Raises StorageError.
         """
         with disk_errors(f"read {source}"):
             stored = StoredObject(sha256(source), source.stat().st_size)
@@ -61,8 +58,7 @@ class ObjectStore:
     def get(self, digest: str) -> Path:
         """Path of an object whose bytes have just been checked: by its checksum, or else against its digest.
 
-        Raises:
-            IntegrityError: if it is not there or damaged.
+        Raises IntegrityError if it is not there or damaged.
         """
         path = self.path(digest)
         if not self.has(digest):

@@ -39,14 +39,7 @@ INDEX = 160  # most bytes that safetensors' index takes for a tensor with a name
 
 
 class PackedFile:
-    """An open file.
-
-    Args:
-        file: as safetensors opens it.
-
-    Attributes:
-        text: that was stored with the tensors.
-    """
+    """An open file, and the text that was stored with its tensors."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -65,25 +58,15 @@ class PackedFile:
 
 @contextmanager
 def open_packed(path: Path) -> Iterator[PackedFile]:
-    """Open what ``write_packed`` wrote.
-
-    Raises:
-        SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError or zlib.error: for anything else.
-    """
+    """Open what ``write_packed`` wrote. Whatever else is in a file raises one of ``artifact.UNREADABLE``."""
     with safe_open(path, framework="pt") as file:
         yield PackedFile(file)
 
 
 def write_packed(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
-    """Write a file, whole or not at all; the same content gives the same bytes.
+    """Write tensors and a text of one line, whole or not at all; the same content gives the same bytes.
 
-    Args:
-        path: of the file.
-        tensors: by name; any device.
-        text: on one line.
-
-    Raises:
-        StorageError: if the disk refuses.
+    Raises StorageError if the disk refuses.
     """
     small = {name: tensor.detach().cpu() for name, tensor in sorted(tensors.items()) if tensor.nbytes < SMALL}
     large = {name: tensor for name, tensor in tensors.items() if name not in small}

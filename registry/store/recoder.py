@@ -30,14 +30,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Recoder:
-    """Writes drafts of one artifact.
-
-    Attributes:
-        source: of the artifact.
-        folder: for drafts.
-        base: tensors of the base that it belongs to, by name.
-        plugins: where the encodings are.
-    """
+    """Writes drafts of one artifact, on this base, into a folder."""
 
     source: Path
     folder: Path
@@ -56,10 +49,8 @@ class Recoder:
     ) -> Draft:
         """Write the artifact in every encoding there is, and take the smallest file that comes near enough.
 
-        Args:
-            wanted: least accuracy that is good enough, a share of 1; an exact file always is.
-            accuracy: on validation images, a share of 1, of the artifact at a path.
-            note: told of each file that was measured.
+        An exact one always does, another one if ``accuracy`` says that it has what is ``wanted``, shares of 1, on
+        validation images. ``note`` is told of each file that was measured.
         """
         drafts = [self._smaller(name) for name in self.plugins.encodings()]
         for draft in sorted(drafts, key=lambda draft: (draft.size, draft.encoding)):

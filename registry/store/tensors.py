@@ -19,8 +19,7 @@ from .files import in_place
 class OnDisk(Mapping[str, Tensor]):
     """Tensors of a safetensors file, on the CPU, each read when it is first asked for. Nobody writes to them.
 
-    Raises:
-        IntegrityError: if the file is not there or not of that kind.
+    Raises IntegrityError if the file is not there or not of that kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,13 +72,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all; tensors that share memory are written out separately.
 
-    Args:
-        path: of the file.
-        tensors: by name; any device.
-        metadata: at most one key if the file's bytes must depend on nothing but its content.
-
-    Raises:
-        StorageError: if the disk refuses.
+    The file's bytes depend on nothing but its content with at most one key of metadata. Raises StorageError.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with in_place(path) as draft:

@@ -13,7 +13,7 @@ import torch
 
 from taps_registry import Registry
 from taps_registry.plugins import Adaptation, Architecture, Encoding, FixedSet, PluginError, TapsError, Tracker
-from taps_registry.plugins.encodings.fp32 import Float32
+from taps_registry.plugins.encodings.floats import Float32
 from taps_registry.plugins.guard import described, package_of
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods.head_only import HeadOnly

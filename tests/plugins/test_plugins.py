@@ -43,10 +43,7 @@ BUILT_IN = {
     "diff-pruning": ["form sparse", "method diff-pruning"],
     "piggyback": ["form masked", "method piggyback"],
     "vmt-adapter": ["method vmt-adapter", "method vmt-adapter-lite"],
-    "fp32": ["encoding fp32"],
-    "bf16": ["encoding bf16"],
-    "fp16": ["encoding fp16"],
-    "vectors": ["form bf16-values"],
+    "floats": ["encoding bf16", "encoding fp16", "encoding fp32", "form bf16-values"],
     "minifloat": ["form float8-changes"],
     "integers": ["encoding int3", "encoding int4", "encoding int8"],
     "svd": ["encoding svd"],
@@ -258,10 +255,10 @@ def run(*arguments: str) -> int:
 def test_the_environment_disables_plugins(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TAPS_DISABLED_PLUGINS", "csv, bf16 ,")
+    monkeypatch.setenv("TAPS_DISABLED_PLUGINS", "csv, svd ,")
     assert run("plugins", "--format", "json") == 0
     states = {found["name"]: found["state"] for found in json.loads(capsys.readouterr().out)["plugins"]}
-    assert {name for name, state in states.items() if state == "disabled"} == {"csv", "bf16"}
+    assert {name for name, state in states.items() if state == "disabled"} == {"csv", "svd"}
     home = ("--home", str(tmp_path / "home"))
     assert run(*home, "init") == 0
     capsys.readouterr()

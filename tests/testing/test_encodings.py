@@ -14,13 +14,10 @@ from taps_registry.plugins import (
     Encoding,
 )
 from taps_registry.plugins.encodings import COMPRESSED, Codec
-from taps_registry.plugins.encodings.bf16 import BFloat16
-from taps_registry.plugins.encodings.fp16 import Float16
-from taps_registry.plugins.encodings.fp32 import Float32
+from taps_registry.plugins.encodings.floats import BFloat16, BFloat16Values, Float16, Float32
 from taps_registry.plugins.encodings.integers import Int3, Int4, Int8
 from taps_registry.plugins.encodings.minifloat import Float8Changes, levels, ratios
 from taps_registry.plugins.encodings.svd import ERROR, Svd
-from taps_registry.plugins.encodings.vectors import BFloat16Values
 from taps_registry.plugins.encodings.zstd import Compressed, CompressedEncoding
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.testing import (

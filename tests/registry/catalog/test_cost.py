@@ -14,7 +14,7 @@ from torch import nn
 
 from taps_registry import Registry
 from taps_registry.plugins.architectures import Partition
-from taps_registry.plugins.encodings.fp32 import Float32
+from taps_registry.plugins.encodings.floats import Float32
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Stored
 from taps_registry.registry.errors import Interrupted, NotFoundError, SettingsError

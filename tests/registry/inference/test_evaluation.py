@@ -19,8 +19,7 @@ from taps_registry.cli.session import Session
 from taps_registry.registry.data.held_out import HeldOut
 from taps_registry.registry.data.samples import Sample
 from taps_registry.registry.errors import DataError, SettingsError
-from taps_registry.registry.inference.confusion import picture
-from taps_registry.registry.inference.evaluation import Answers, evaluate
+from taps_registry.registry.inference.evaluation import Answers, evaluate, picture
 from taps_registry.registry.inference.task_model import TaskModel
 from taps_registry.registry.records import Evaluation
 

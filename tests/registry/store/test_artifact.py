@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from taps_registry.plugins.encodings.bf16 import BFloat16
-from taps_registry.plugins.encodings.fp32 import Float32
+from taps_registry.plugins.encodings.floats import BFloat16, Float32
 from taps_registry.plugins.manager import PluginManager
 from taps_registry.plugins.methods import Delta, LayerState
 from taps_registry.registry.errors import IntegrityError, PluginError, StorageError, TapsError
