@@ -81,9 +81,9 @@ def bases(session: Session, form: str) -> None:
       taps-registry bases --format json
     """
     with session.open() as registry:
-        found = registry.bases()
+        listed = registry.bases()
     if form == "json":
-        return print_json({"bases": found})
+        return print_json({"bases": listed})
     return print_table(
         ("base", "model", "plugin", "input>", "layers>", "parameters>", "size>", "digest"),
         (
@@ -97,7 +97,7 @@ def bases(session: Session, form: str) -> None:
                 size(base.bytes),
                 base.digest[:12],
             )
-            for base in found
+            for base in listed
         ),
     )
 

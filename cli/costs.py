@@ -46,10 +46,10 @@ def print_report(report: CostReport, by: str) -> None:
     """A table per base, its totals, and its budget."""
     if not report.bases:
         say("There are no bases yet. Type: taps-registry add-base --help")
-    for found in report.bases:
-        _print_base(found)
+    for base in report.bases:
+        _print_base(base)
         if by != "task":
-            _print_breakdown(found, by)
+            _print_breakdown(base, by)
     if report.budget:
         say(_usage(report.budget))
 

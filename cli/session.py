@@ -80,8 +80,10 @@ format_option = click.option(
 def plain(value: Any) -> Any:
     """A record as JSON has it; a ``total`` that is computed is written out."""
     if is_dataclass(value) and not isinstance(value, type):
-        made = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        return {**made, "total": plain(value.total)} if "total" not in made and hasattr(value, "total") else made
+        members = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return (
+            {**members, "total": plain(value.total)} if "total" not in members and hasattr(value, "total") else members
+        )
     if isinstance(value, dict):
         return {key: plain(member) for key, member in value.items()}
     if isinstance(value, list | tuple):

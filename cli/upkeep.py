@@ -60,12 +60,12 @@ def gc(session: Session, dry_run: bool, form: str) -> None:
       taps-registry gc --dry-run
     """
     with session.open() as registry:
-        found = registry.gc(dry_run=dry_run)
+        collected = registry.gc(dry_run=dry_run)
     if form == "json":
-        return print_json(found)
-    for name in found.removed:
+        return print_json(collected)
+    for name in collected.removed:
         echo(name)
-    return say(f"{'Would free' if dry_run else 'Freed'} {size(found.bytes)}.")
+    return say(f"{'Would free' if dry_run else 'Freed'} {size(collected.bytes)}.")
 
 
 @click.command(cls=Verb)
@@ -104,9 +104,9 @@ def runs(session: Session, task: str | None, form: str) -> None:
       taps-registry runs cars
     """
     with session.open() as registry:
-        found = registry.runs(task)
+        listed = registry.runs(task)
     if form == "json":
-        return print_json({"runs": found})
+        return print_json({"runs": listed})
     return print_table(
         ("run", "task", "base", "method", "state", "epoch>", "started", "last update", "tracker", "error"),
         (
@@ -122,7 +122,7 @@ def runs(session: Session, task: str | None, form: str) -> None:
                 f"{run.tracker} {run.tracker_run[:8]}".strip(),
                 run.error.partition("\n")[0][:60],
             )
-            for run in found
+            for run in listed
         ),
     )
 
@@ -139,14 +139,14 @@ def plugins(session: Session, form: str) -> None:
     """
     from ..plugins.manager import PluginManager
 
-    found = PluginManager(session.disabled_plugins()).plugins()
+    infos = PluginManager(session.disabled_plugins()).plugins()
     if form == "json":
-        return print_json({"plugins": found})
+        return print_json({"plugins": infos})
     return print_table(
         ("plugin", "provides", "distribution", "version", "state"),
         (
             (info.name, what, info.distribution, info.version, info.state)
-            for info in found
+            for info in infos
             for what in info.provides or ("",)
         ),
     )

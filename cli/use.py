@@ -42,7 +42,7 @@ def predict(session: Session, task: str, images: tuple[str, ...], top: int, devi
         return print_json({"task": task, "predictions": predictions})
     return print_table(
         ("image", "class", "probability>"),
-        ((found.image, name, percent(share)) for found in predictions for name, share in found.classes),
+        ((prediction.image, name, percent(share)) for prediction in predictions for name, share in prediction.classes),
     )
 
 
@@ -81,29 +81,29 @@ def evaluate(session: Session, /, task: str, form: str, **options: Any) -> None:
     """
     options["split"] = options["split"] or ""
     with session.open() as registry:
-        found = registry.evaluate(task, **options)
-    for note in found.notes:
+        evaluation = registry.evaluate(task, **options)
+    for note in evaluation.notes:
         say(note)
     if form == "json":
-        return print_json(found)
+        return print_json(evaluation)
     print_table(
         ("task", "version>", "split", "images>", "accuracy>", "balanced>", "macro F1>", "loss>"),
         [
             (
-                found.task,
-                found.version,
-                found.split,
-                found.images,
-                percent(found.accuracy),
-                percent(found.balanced_accuracy),
-                percent(found.macro_f1),
-                f"{found.loss:.4f}",
+                evaluation.task,
+                evaluation.version,
+                evaluation.split,
+                evaluation.images,
+                percent(evaluation.accuracy),
+                percent(evaluation.balanced_accuracy),
+                percent(evaluation.macro_f1),
+                f"{evaluation.loss:.4f}",
             )
         ],
     )
     return print_table(
         ("class", "images>", "precision>", "recall>", "F1>"),
-        ((c.name, c.images, percent(c.precision), percent(c.recall), percent(c.f1)) for c in found.classes),
+        ((c.name, c.images, percent(c.precision), percent(c.recall), percent(c.f1)) for c in evaluation.classes),
     )
 
 

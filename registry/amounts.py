@@ -33,18 +33,18 @@ def parse(text: str) -> tuple[Amount, ...]:
 def _parse(text: str, whole: str) -> Amount:
     try:
         if text.startswith(REMAINING):
-            found = Amount(int(text.removeprefix(REMAINING)), "remaining", text)
+            parsed = Amount(int(text.removeprefix(REMAINING)), "remaining", text)
         elif text.endswith("%"):
-            found = Amount(share(text), "%", text)
+            parsed = Amount(share(text), "%", text)
         elif text.lower().endswith("b"):
-            found = Amount(amount(text), "bytes", text)
+            parsed = Amount(amount(text), "bytes", text)
         else:
-            found = Amount(amount(text, ""), "parameters", text)
+            parsed = Amount(amount(text, ""), "parameters", text)
     except ValueError:
-        found = Amount(0, "", text)
-    if not 0 < found.value < float("inf"):
+        parsed = Amount(0, "", text)
+    if not 0 < parsed.value < float("inf"):
         raise SettingsError(
             f"--budget {whole!r} is not a valid budget. Examples: 5% (of the base), 2MB (the file), 500k (parameters), "
             "remaining/3 (of what the registry's budgets have left), 5%,2MB (both)."
         )
-    return found
+    return parsed

@@ -109,14 +109,14 @@ def identity(home: Home) -> Identity:
     try:
         with disk_errors(f"read {home.identity}"):
             text = home.identity.read_text("utf-8")
-        found = Identity(**json.loads(text))
+        stored = Identity(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise HomeError(f"{home.identity} is damaged: {error}. Restore it from a backup.") from error
-    if found.format != FORMAT:
+    if stored.format != FORMAT:
         raise HomeError(
-            f"{home.identity} has format {found.format}, but this version supports {FORMAT}. Upgrade taps-registry."
+            f"{home.identity} has format {stored.format}, but this version supports {FORMAT}. Upgrade taps-registry."
         )
-    return found
+    return stored
 
 
 def create(root: Path, database: str) -> tuple[Home, Identity]:

@@ -80,9 +80,9 @@ def _recode(context: Context, seen: _Seen, changes: Mapping[str, Any], progress:
         if sha256(draft.path) == task.digest or (settings.encoding == AUTO and draft.size >= file_size(source)):
             progress.note(f"{name!r} is already stored in {task.encoding} ({task.bytes:,} bytes); it was not changed.")
             return task
-        made = recoding.described(draft)
+        published = recoding.described(draft)
         with context.home.lock(), context.catalog.write() as session:
-            tasks.recode(session, task, made)
+            tasks.recode(session, task, published)
             context.store.put(draft.path)
     with context.catalog.read() as session:
         return tasks.get(session, name)

@@ -189,8 +189,8 @@ class Registry:
         from .training.progress import Progress as Quiet
         from .training.settings import TaskSettings
 
-        made = TaskSettings.of(_absolute_data({"data": data, **settings}))
-        return add_task(self._context, name, base, made, progress or Quiet())
+        checked = TaskSettings.of(_absolute_data({"data": data, **settings}))
+        return add_task(self._context, name, base, checked, progress or Quiet())
 
     def estimate(
         self,
@@ -210,8 +210,8 @@ class Registry:
         from .training.progress import Progress as Quiet
         from .training.settings import TaskSettings
 
-        made = TaskSettings.of(_absolute_data({"data": data, **settings}))
-        return estimate(self._context, name, base, made, progress or Quiet())
+        checked = TaskSettings.of(_absolute_data({"data": data, **settings}))
+        return estimate(self._context, name, base, checked, progress or Quiet())
 
     def resume_task(self, name: str, *, progress: Progress | None = None, **changes: Unpack[ResumeOptions]) -> Task:
         """Go on with a task that was interrupted, failed, or did not fit its budget.
@@ -443,14 +443,14 @@ class Registry:
             NotFoundError: if there never was a task of this name.
         """
         with self._context.catalog.read() as session:
-            found = runs.listing(session, task)
-            if task is not None and not found:
+            listed = runs.listing(session, task)
+            if task is not None and not listed:
                 tasks.get(session, task)  # raises if there never was such a task
         return tuple(
             replace(run, state="interrupted")
             if run.state == "running" and not is_alive(self._context.home, run.id)
             else run
-            for run in found
+            for run in listed
         )
 
     def plugins(self) -> tuple[PluginInfo, ...]:

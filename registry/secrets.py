@@ -50,8 +50,8 @@ def _is_secret(argument: re.Match[str]) -> bool:
 
 
 def _secrets(url: str) -> Iterator[str]:
-    found = [*USER.finditer(url), *TOKEN.finditer(url), *filter(_is_secret, ARGUMENT.finditer(url))]
-    for secret in (match[2] for match in found if match[2] and match[2] != MASK):
+    matches = [*USER.finditer(url), *TOKEN.finditer(url), *filter(_is_secret, ARGUMENT.finditer(url))]
+    for secret in (match[2] for match in matches if match[2] and match[2] != MASK):
         yield from {secret, unquote(secret)}
         if unquote(secret) != secret:
             yield from _secrets(f"?{unquote(secret)}")

@@ -48,8 +48,8 @@ def _catalog(context: Context) -> Iterator[Problem]:
     with context.catalog.read() as session:
         connection = session.connection()
         broken = list(damage.pages(connection))  # with any there is no reading the rows
-        found = broken or chain(damage.cells(connection), damage.references(connection))
-        yield from (Problem("catalog", what) for what in found)
+        faults = broken or chain(damage.cells(connection), damage.references(connection))
+        yield from (Problem("catalog", what) for what in faults)
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def _broken(context: Context, seen: _Seen) -> Iterator[tuple[str, str]]:
     """Digests of objects that are missing or of another size than they should be, and which of both."""
     for row in seen.objects:
         try:
-            found = context.store.size(row.digest)
+            size = context.store.size(row.digest)
         except TapsError as error:
             yield row.digest, f"cannot be read: {error}"
             continue
-        if found is None and row.digest not in seen.earlier:
+        if size is None and row.digest not in seen.earlier:
             yield row.digest, f"is missing: {context.store.path(row.digest)}"
-        elif found not in (None, row.size):
-            yield row.digest, f"has {found} bytes instead of {row.size}"
+        elif size not in (None, row.size):
+            yield row.digest, f"has {size} bytes instead of {row.size}"
 
 
 def _affected(seen: _Seen, broken: Mapping[str, str]) -> Iterator[Problem]:
@@ -163,7 +163,7 @@ def _artifact(context: Context, seen: _Seen, task: Task, base_digest: str) -> It
         yield Problem(subject, f"belongs to the base with digest {header.base}, but its base has {base_digest}")
         return
     rows = {layer.name: layer for layer in seen.layers.get(task.name, ())}
-    told: dict[str, tuple[Any, Any]] = {
+    compared: dict[str, tuple[Any, Any]] = {
         "classes": (header.classes, task.classes),
         "preprocessing": (header.config(), task.input),
         "method": (header.method, task.method),
@@ -178,7 +178,7 @@ def _artifact(context: Context, seen: _Seen, task: Task, base_digest: str) -> It
         ),
         **{f"{part} parameters": (count, getattr(task.params, part)) for part, count in counted.items()},
     }
-    for what, (stored, catalog) in told.items():
+    for what, (stored, catalog) in compared.items():
         if stored != catalog:
             yield Problem(subject, f"its {what}: {stored} in the artifact, which is used, but {catalog} in the catalog")
 
@@ -189,12 +189,12 @@ def _damaged(context: Context, digests: Iterable[str]) -> Iterator[tuple[str, st
 
     for digest in digests:
         try:
-            found = sha256(context.store.path(digest))
+            actual = sha256(context.store.path(digest))
         except TapsError as error:
             yield digest, f"cannot be read: {error}"
         else:
-            if found != digest:
-                yield digest, f"is damaged: its SHA-256 is {found}"
+            if actual != digest:
+                yield digest, f"is damaged: its SHA-256 is {actual}"
 
 
 def _contents(
@@ -206,20 +206,20 @@ def _contents(
     from .store.tensors import digest
 
     for base in known:
-        own = [task for task in ready if task.base == base.name and asked(f"task {task.name}")]
-        if not (own or asked(f"base {base.name}")):
+        tasks_on_base = [task for task in ready if task.base == base.name and asked(f"task {task.name}")]
+        if not (tasks_on_base or asked(f"base {base.name}")):
             continue
         try:
             loaded = load(context, base)
-            found = digest(loaded.tensors)
+            actual = digest(loaded.tensors)
         except TapsError as error:
             yield Problem(f"base {base.name}", str(error))
             continue
-        if found != base.digest:
+        if actual != base.digest:
             yield Problem(
-                f"base {base.name}", f"its tensors have the digest {found}, but the catalog says {base.digest}"
+                f"base {base.name}", f"its tensors have the digest {actual}, but the catalog says {base.digest}"
             )
-        for task in own:
+        for task in tasks_on_base:
             try:
                 compose(loaded, context.store.get(task.digest), context.store.get)
             except TapsError as error:

@@ -41,9 +41,9 @@ def digits(folder: Path) -> None:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    digits_ = load_digits()
     for digit in range(10):
-        scans = found.images[found.target == digit]
+        scans = digits_.images[digits_.target == digit]
         images = (Image.fromarray((scan * 255 / 16).round().astype("uint8"), mode="L") for scan in scans)
         _write(folder / str(digit), images)
 

@@ -74,13 +74,13 @@ class Partition:
             PartitionError: naming what is missing, what is unknown and what is there twice.
         """
         lengths = {name: len(tensor) if tensor.ndim else 1 for name, tensor in model.state_dict().items()}
-        found = [
+        mistakes = [
             f"{what}: {', '.join(sorted(names))}"
             for what, names in faults((*self.tensors(), *self.aliases), lengths).items()
             if names
         ]
-        if found:
-            raise PartitionError(f"The partition of {type(model).__name__} is wrong. " + "; ".join(found))
+        if mistakes:
+            raise PartitionError(f"The partition of {type(model).__name__} is wrong. " + "; ".join(mistakes))
         return self
 
 

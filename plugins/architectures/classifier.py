@@ -35,6 +35,6 @@ def is_inside(path: str, others: Iterable[str]) -> bool:
 def _asked(model: nn.Module) -> list[str]:
     """Paths of the one or more modules that the model's own ``get_classifier`` returns, if it has that."""
     get: Any = getattr(model, "get_classifier", tuple)
-    found = get()
-    modules = found if isinstance(found, tuple | list) else (found,)
+    answer = get()
+    modules = answer if isinstance(answer, tuple | list) else (answer,)
     return [path for path, module in model.named_modules() if any(module is one for one in modules)]

@@ -59,9 +59,9 @@ class Generic(Architecture):
         """
         width = linear.out_features // 3
         for index, part in enumerate("qkv"):
-            own = [rows(name, index * width, (index + 1) * width) for name in own_tensors(path, linear)]
+            thirds = [rows(name, index * width, (index + 1) * width) for name in own_tensors(path, linear)]
             outside = [name for other, name in (biases or {}).items() if other == part]
-            yield self.layer(path, "linear", (*own, *outside), part)
+            yield self.layer(path, "linear", (*thirds, *outside), part)
 
     def partition(self, model: nn.Module) -> Partition:
         tensors = model.state_dict(keep_vars=True)
@@ -83,9 +83,9 @@ class Generic(Architecture):
         taken = set(again)
         for path, module in model.named_modules():
             if not is_inside(path, heads):
-                found = [layer for layer in self.layers_of(path, module) if layer.tensors]
-                yield from (layer for layer in found if taken.isdisjoint(owned(layer)))
-                taken.update(*map(owned, found))
+                layers = [layer for layer in self.layers_of(path, module) if layer.tensors]
+                yield from (layer for layer in layers if taken.isdisjoint(owned(layer)))
+                taken.update(*map(owned, layers))
 
 
 def owned(layer: Layer) -> set[str]:

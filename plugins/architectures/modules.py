@@ -39,8 +39,8 @@ def matrices(module: nn.Module) -> tuple[str, ...]:
 
     if isinstance(module, nn.Embedding):
         return ()
-    own = module._parameters.items()
-    return tuple(name for name, tensor in own if tensor is not None and tensor.ndim >= 2 and _is_weight(name))
+    parameters = module._parameters.items()
+    return tuple(name for name, tensor in parameters if tensor is not None and tensor.ndim >= 2 and _is_weight(name))
 
 
 def _is_weight(name: str) -> bool:

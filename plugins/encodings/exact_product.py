@@ -20,13 +20,13 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
     """
     bits = (MANTISSA - left.shape[1].bit_length()) // 2
     left, right = _rounded(left, 1, bits), _rounded(right, 0, bits)
-    made = torch.empty(len(left), right.shape[1])
+    product = torch.empty(len(left), right.shape[1])
     rows = max(1, BLOCK // max(1, right[:1].nbytes))
     room = left.new_empty(min(rows, len(left)), right.shape[1])
     for start in range(0, len(left), rows):
         some = left[start : start + rows]
-        made[start : start + rows] = torch.mm(some, right, out=room[: len(some)])
-    return made
+        product[start : start + rows] = torch.mm(some, right, out=room[: len(some)])
+    return product
 
 
 def _rounded(values: Tensor, dim: int, bits: int) -> Tensor:

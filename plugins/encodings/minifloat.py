@@ -43,12 +43,12 @@ def ratios() -> Tensor:
     roots = [2.0]
     for _ in range(10):
         roots.append(sqrt(roots[-1]))
-    made = []
+    values = []
     for level in levels(16, 8).int().tolist():
         octaves, rest = divmod(level, 1024)
         factors = (root for bit, root in enumerate(reversed(roots[1:])) if rest >> bit & 1)
-        made.append(ldexp(prod(factors, start=1.0), octaves))
-    return torch.tensor(made, dtype=torch.float64)
+        values.append(ldexp(prod(factors, start=1.0), octaves))
+    return torch.tensor(values, dtype=torch.float64)
 
 
 class Float8Changes(Codec):
@@ -82,8 +82,8 @@ class Float8Changes(Codec):
         if codes.numel() and int(codes.max()) > 254:
             raise ValueError("there is no level 255")
         if RATIO in parts:
-            made = base.double() * ratios()[codes.long()].reshape(base.shape)
-            return made.clamp(max=torch.finfo(base.dtype).max).to(base.dtype)
+            value = base.double() * ratios()[codes.long()].reshape(base.shape)
+            return value.clamp(max=torch.finfo(base.dtype).max).to(base.dtype)
         return _moved(codes, expect(parts, "scale", (1,), torch.float32), base)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

@@ -109,14 +109,14 @@ def _decompress(frame: bytes, most: int) -> bytes:
 def _described(line: bytes) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Name, dtype and shape of each part. Raises ValueError for any other line."""
     try:
-        made = [(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in json.loads(line)]
+        described = [(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in json.loads(line)]
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{PART} does not describe its parts: {error}") from error
-    for name, dtype, shape in made:
+    for name, dtype, shape in described:
         sound = all(type(length) is int and length >= 0 for length in shape)
         if not (isinstance(name, str) and isinstance(dtype, torch.dtype) and sound):
             raise ValueError(f"{PART} does not describe its parts: {name!r}, {dtype}, {shape}")
-    return made
+    return described
 
 
 def _dtype(part: Tensor) -> str:

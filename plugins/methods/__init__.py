@@ -342,15 +342,17 @@ class Method(Guarded, ABC):
     needs_limits: ClassVar[bool] = False
 
     @classmethod
-    def settings(cls, **told: Any) -> MethodSettings:
+    def settings(cls, **values: Any) -> MethodSettings:
         """Settings for this method, with the given options among them and defaults for the others.
 
         Raises:
             ValueError: for an option that it does not take, or a value that makes no sense.
         """
         common = {declared.name for declared in fields(MethodSettings)}
-        given = {name: value for name, value in told.items() if name not in common}
-        return MethodSettings(cls.options.of(given), **{name: value for name, value in told.items() if name in common})
+        given = {name: value for name, value in values.items() if name not in common}
+        return MethodSettings(
+            cls.options.of(given), **{name: value for name, value in values.items() if name in common}
+        )
 
     def check(self, settings: MethodSettings) -> None:
         """Raise ValueError, with a text for the user, for settings that the method cannot work with.

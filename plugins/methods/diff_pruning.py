@@ -188,8 +188,8 @@ class DiffPruningAdaptation(Reparametrised):
         largest = torch.cat(sizes).topk(kept_weights(self.settings.options.keep, self.total)).indices
         mask = torch.zeros(self.total, dtype=torch.bool, device=largest.device)
         mask[largest] = True
-        for unit, own in zip(self.pruned, torch.split(mask, [len(size) for size in sizes]), strict=True):
-            unit.kept = own.reshape(unit.live.base.shape)
+        for unit, kept in zip(self.pruned, torch.split(mask, [len(size) for size in sizes]), strict=True):
+            unit.kept = kept.reshape(unit.live.base.shape)
 
     @torch.enable_grad()
     def before_step(self, lr: float) -> None:

@@ -75,13 +75,13 @@ def _within(layers: Iterable[Layer], model: nn.Module, share: float) -> tuple[La
     tensors = Pieces(model.state_dict())
     sizes = [(layer, sum(tensors[name].numel() for name in layer.tensors)) for layer in layers]
     left = share * sum(size for _, size in sizes)
-    own = []
+    layers_within = []
     for layer, size in sizes:
         left -= size
         if left < 0:
             break
-        own.append(layer)
-    return tuple(own)
+        layers_within.append(layer)
+    return tuple(layers_within)
 
 
 @hookimpl

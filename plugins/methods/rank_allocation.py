@@ -114,8 +114,8 @@ def allocate_ranks(
             -matters * size**2 / sum(live.base.reshape(len(live.base), -1).shape),
             index,
         )
-        for index, (live, matters, found) in enumerate(zip(candidates, curvature, decompositions, strict=True))
-        for rank, size in enumerate(found.sizes[: highest_rank(live)].tolist(), 1)
+        for index, (live, matters, decomposition) in enumerate(zip(candidates, curvature, decompositions, strict=True))
+        for rank, size in enumerate(decomposition.sizes[: highest_rank(live)].tolist(), 1)
     )
     kept, refused = 0, len(order) + 1
     while refused - kept > 1:

@@ -79,10 +79,10 @@ def checksum(session: Session, digest: str) -> str | None:
 
 def row(session: Session, name: str) -> BaseRow:
     """The row of a base. Raises NotFoundError, naming what there is."""
-    found = session.scalar(select(BaseRow).where(BaseRow.name == name))
-    if found is None:
+    base = session.scalar(select(BaseRow).where(BaseRow.name == name))
+    if base is None:
         raise NotFoundError(not_found("base", name, list(session.scalars(select(BaseRow.name))), "add-base"))
-    return found
+    return base
 
 
 def get(session: Session, name: str) -> Base:
@@ -93,25 +93,25 @@ def get(session: Session, name: str) -> Base:
 def listing(session: Session) -> tuple[Base, ...]:
     """Every base with its layers, by name."""
     rows = session.scalars(select(BaseRow).options(selectinload(BaseRow.layers)).order_by(ByName(BaseRow.name)))
-    return tuple(record(found, with_layers=True) for found in rows)
+    return tuple(record(base, with_layers=True) for base in rows)
 
 
-def record(found: BaseRow, *, with_layers: bool) -> Base:
+def record(row: BaseRow, *, with_layers: bool) -> Base:
     """What leaves the catalog of a row."""
-    layers = found.layers if with_layers else []
+    layers = row.layers if with_layers else []
     return Base(
-        name=found.name,
-        model=found.model,
-        arguments=found.arguments,
-        plugin=found.plugin,
-        plugin_version=found.plugin_version,
-        digest=found.digest,
-        object=found.object_digest,
-        params=found.params,
-        backbone_params=found.backbone_params,
-        bytes=found.object.size,
-        input=InputConfig.from_json(found.input),
-        created=found.created,
+        name=row.name,
+        model=row.model,
+        arguments=row.arguments,
+        plugin=row.plugin,
+        plugin_version=row.plugin_version,
+        digest=row.digest,
+        object=row.object_digest,
+        params=row.params,
+        backbone_params=row.backbone_params,
+        bytes=row.object.size,
+        input=InputConfig.from_json(row.input),
+        created=row.created,
         layers=tuple(LayerInfo(layer.name, layer.kind, layer.stage, layer.params) for layer in layers),
     )
 

@@ -38,11 +38,11 @@ def report(session: Session, names: Sequence[str] = (), base: str | None = None,
     uses = {use.base: use for use in budgets.listing(session)}
     costs = []
     for row in chosen:
-        found = _artifacts(session, row, names)
-        if found or not names:
+        artifacts = _artifacts(session, row, names)
+        if artifacts or not names:
             grouped = _by_layer(session, row, names, by) if by != "task" else ()
             shared = _sets(session, row, names)
-            costs.append(_base_cost(row, found, shared, grouped, uses.get(row.name)))
+            costs.append(_base_cost(row, artifacts, shared, grouped, uses.get(row.name)))
     return CostReport(tuple(costs), uses.get(None))
 
 
@@ -79,19 +79,21 @@ def _sets(session: Session, base: BaseRow, names: Sequence[str]) -> tuple[SetCos
 
 def _base_cost(
     base: BaseRow,
-    found: Sequence[Row[*tuple[Any, ...]]],
+    artifacts: Sequence[Row[*tuple[Any, ...]]],
     sets: tuple[SetCost, ...],
     by: tuple[LayerCost, ...],
     use: BudgetUse | None,
 ) -> BaseCost:
-    set_of = {task: found.name for found in sets for task in found.tasks}
-    costs = tuple(_task_cost(row, base, set_of.get(row.name, "")) for row in found)
-    files = {row.digest: row.bytes for row in found}
-    stored = base.object.size + sum(files.values()) + sum({one.digest: one.bytes for one in sets}.values())
+    set_of = {task: artifacts.name for artifacts in sets for task in artifacts.tasks}
+    costs = tuple(_task_cost(row, base, set_of.get(row.name, "")) for row in artifacts)
+    files = {row.digest: row.bytes for row in artifacts}
+    stored = base.object.size + sum(files.values()) + sum({shared.digest: shared.bytes for shared in sets}.values())
     total = Total(
-        params=base.params + sum(cost.params.total for cost in costs) + sum(one.params for one in sets),
+        params=base.params + sum(cost.params.total for cost in costs) + sum(shared.params for shared in sets),
         bytes=stored,
-        multiple=1 + sum(cost.share_of_base for cost in costs) + sum(one.params for one in sets) / base.backbone_params,
+        multiple=1
+        + sum(cost.share_of_base for cost in costs)
+        + sum(shared.params for shared in sets) / base.backbone_params,
         multiple_of_bytes=stored / base.object.size,
         multiple_if_copied=1.0 + len(costs),
     )

@@ -37,10 +37,10 @@ def _wrong(column: Column[Any], process: Any, value: object) -> str:
     if isinstance(value, bytes):
         return "it is binary"
     try:
-        made = value if process is None else process(value)
+        decoded = value if process is None else process(value)
     except (ValueError, TypeError) as error:
         return str(error).partition("\n")[0]
-    return "it is empty" if made is None and not column.nullable else ""
+    return "it is empty" if decoded is None and not column.nullable else ""
 
 
 def references(connection: Connection) -> Iterator[str]:
@@ -60,10 +60,10 @@ def pages(connection: Connection) -> Iterator[str]:
     if connection.dialect.name != "sqlite":
         return
     try:
-        found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+        faults = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
     except DatabaseError as error:
-        found = [str(error.orig)]
-    yield from (line for line in found if line != "ok")
+        faults = [str(error.orig)]
+    yield from (line for line in faults if line != "ok")
 
 
 def _place(table: Table, row: Row[Any]) -> str:

@@ -113,12 +113,12 @@ class Catalog:
         """Raises IntegrityError if something in the catalog is not what belongs there, which may well be the reason."""
         from . import damage
 
-        found = ""
+        fault = ""
         with suppress(sql.DatabaseError), self.engine.connect() as connection:  # without our tables: it says so itself
-            found = next(chain(damage.cells(connection), damage.references(connection)), "")
-        if found:
+            fault = next(chain(damage.cells(connection), damage.references(connection)), "")
+        if fault:
             raise IntegrityError(
-                f"The catalog at {self.address} is damaged, in {found}. `taps-registry verify --deep` lists all of it; "
+                f"The catalog at {self.address} is damaged, in {fault}. `taps-registry verify --deep` lists all of it; "
                 "restore the catalog from a backup."
             ) from error
 

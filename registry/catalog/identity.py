@@ -23,8 +23,8 @@ def require_same(catalog: Catalog, identity: str, home: Path) -> None:
     """Raises HomeError if the catalog belongs to another registry than the folder."""
     with catalog.read() as session:
         has_row = inspect(session.connection()).has_table(RegistryRow.__tablename__)
-        found = session.scalar(select(RegistryRow.id)) if has_row else None
-    if found != identity:
+        stored = session.scalar(select(RegistryRow.id)) if has_row else None
+    if stored != identity:
         raise HomeError(
             f"The catalog at {catalog.address} belongs to a different registry than {home}. Check --home and "
             "--database."

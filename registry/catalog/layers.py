@@ -27,10 +27,10 @@ def by_task(session: Session, base: str | None = None) -> dict[str, list[TaskLay
     query = query.order_by(TaskRow.id, LayerRow.position)
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
-    found: dict[str, list[TaskLayer]] = {}
+    layers: dict[str, list[TaskLayer]] = {}
     for *layer, task in session.execute(query):
-        found.setdefault(task, []).append(TaskLayer(*layer))
-    return found
+        layers.setdefault(task, []).append(TaskLayer(*layer))
+    return layers
 
 
 def _kept() -> Select[*tuple[Any, ...]]:

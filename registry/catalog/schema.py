@@ -21,10 +21,10 @@ def current(catalog: Catalog) -> str | None:
 
 def check(catalog: Catalog) -> None:
     """Raises SchemaError, naming both revisions and what to type, if this version works with another one."""
-    found = current(catalog)
-    if found is None:
+    revision = current(catalog)
+    if revision is None:
         raise SchemaError(f"{catalog.address} contains no catalog yet. Type: taps-registry init")
-    _require_known(catalog, found)
+    _require_known(catalog, revision)
 
 
 def upgrade(catalog: Catalog) -> tuple[str | None, str]:
@@ -51,10 +51,10 @@ def alembic_config(connection: Connection) -> Any:
     return config
 
 
-def _require_known(catalog: Catalog, found: str | None) -> None:
-    if found not in (None, REVISION):
+def _require_known(catalog: Catalog, revision: str | None) -> None:
+    if revision not in (None, REVISION):
         raise SchemaError(
-            f"The catalog at {catalog.address} has revision {found}, but this version knows only {REVISION}. "
+            f"The catalog at {catalog.address} has revision {revision}, but this version knows only {REVISION}. "
             "Type: pip install --upgrade taps-registry"
         )
 

@@ -31,22 +31,22 @@ def find(session: Session, base: str, name: str) -> TaskSet | None:
     return _record(session, row) if row else None
 
 
-def require_fit(found: TaskSet, method: str, arguments: Mapping[str, Any], task: str) -> None:
+def require_fit(existing: TaskSet, method: str, arguments: Mapping[str, Any], task: str) -> None:
     """Return if a task that is told this can be in the set.
 
     Raises:
         SettingsError: if the set is one of another method or width.
         BusyError: if the set's first task, another one, is still in training.
     """
-    if (found.method, dict(found.arguments)) != (method, dict(arguments)):
-        told = ", ".join(f"--{name} {value}" for name, value in found.arguments.items())
+    if (existing.method, dict(existing.arguments)) != (method, dict(arguments)):
+        options = ", ".join(f"--{name} {value}" for name, value in existing.arguments.items())
         raise SettingsError(
-            f"The set {found.name!r} uses --method {found.method} with {told}. Use the same options, or start "
+            f"The set {existing.name!r} uses --method {existing.method} with {options}. Use the same options, or start "
             "another set with --set NAME."
         )
-    if not found.digest and task not in found.tasks:
+    if not existing.digest and task not in existing.tasks:
         raise BusyError(
-            f"The set {found.name!r} has no projections yet: its first task, {found.tasks[0]!r}, is in training. "
+            f"The set {existing.name!r} has no projections yet: its first task, {existing.tasks[0]!r}, is in training. "
             "Finish that one first, or start another set with --set NAME."
         )
 
@@ -73,11 +73,11 @@ def join(session: Session, task: TaskRow, joined: TaskSet) -> None:
     session.add(SetMemberRow(task_id=task.id, set_id=row.id))
 
 
-def publish(session: Session, task: TaskRow, made: PublishedSet) -> None:
+def publish(session: Session, task: TaskRow, published: PublishedSet) -> None:
     """Record the object of the set that a task began."""
     row = session.scalars(select(SetRow).join(SetMemberRow).where(SetMemberRow.task_id == task.id)).one()
-    bases.add_object(session, made.digest, made.bytes, "common", made.checksum)
-    row.object_digest, row.params = made.digest, made.params
+    bases.add_object(session, published.digest, published.bytes, "common", published.checksum)
+    row.object_digest, row.params = published.digest, published.params
 
 
 def leave(session: Session, task: TaskRow) -> None:

@@ -84,7 +84,7 @@ def require_free(session: Session, name: str) -> None:
     )
 
 
-def require_room(session: Session, name: str, made: Published) -> None:
+def require_room(session: Session, name: str, published: Published) -> None:
     """Return if the task is still in training and its artifact fits every budget.
 
     Raises:
@@ -95,23 +95,23 @@ def require_room(session: Session, name: str, made: Published) -> None:
     task = row(session, name)
     if task.state != "training":
         raise BusyError(f"Another process has finished {name!r} in the meantime; its result is kept.")
-    params, size = (made.common.params, made.common.bytes) if made.common else (0, 0)
-    budgets.require_room(session, task.base, made.params.total + params, made.bytes + size, name)
+    params, size = (published.common.params, published.common.bytes) if published.common else (0, 0)
+    budgets.require_room(session, task.base, published.params.total + params, published.bytes + size, name)
 
 
-def publish(session: Session, name: str, run: str, made: Published) -> int:
+def publish(session: Session, name: str, run: str, published: Published) -> int:
     """Make a task in training ready, in the caller's transaction. Returns the version.
 
     Raises what ``require_room`` does.
     """
-    require_room(session, name, made)
+    require_room(session, name, published)
     task = row(session, name)
-    if made.common:
-        sets.publish(session, task, made.common)
-    return _add_version(session, task, made, run)
+    if published.common:
+        sets.publish(session, task, published.common)
+    return _add_version(session, task, published, run)
 
 
-def recode(session: Session, before: Task, made: Published) -> int:
+def recode(session: Session, before: Task, published: Published) -> int:
     """Put the same version in another encoding in the place of a task's current one, in the caller's transaction.
 
     The earlier version's row stays; its object is no longer needed, and goes with the next ``gc``. Returns the version.
@@ -124,30 +124,30 @@ def recode(session: Session, before: Task, made: Published) -> int:
     task = row(session, before.name)
     if ready(session, before.name).digest != before.digest:
         raise BusyError(f"The task {before.name!r} was replaced in the meantime; nothing was changed. Try again.")
-    if made.bytes > before.bytes:
-        budgets.require_room(session, task.base, 0, made.bytes - before.bytes, before.name, more=True)
-    return _add_version(session, task, made, before.run)
+    if published.bytes > before.bytes:
+        budgets.require_room(session, task.base, 0, published.bytes - before.bytes, before.name, more=True)
+    return _add_version(session, task, published, before.run)
 
 
-def _add_version(session: Session, task: TaskRow, made: Published, run: str | None) -> int:
+def _add_version(session: Session, task: TaskRow, published: Published, run: str | None) -> int:
     """Make an artifact the task's current version. Returns its number."""
-    bases.add_object(session, made.digest, made.bytes, "artifact", made.checksum)
+    bases.add_object(session, published.digest, published.bytes, "artifact", published.checksum)
     version = (task.current_version or 0) + 1
     artifact = ArtifactRow(
         task_id=task.id,
         version=version,
-        digest=made.digest,
-        method=made.method,
-        encoding=made.encoding,
-        open_layers=made.open_layers,
-        gated_layers=made.gated_layers,
-        params_weights=made.params.weights,
-        params_norms=made.params.norms,
-        params_head=made.params.head,
-        bytes=made.bytes,
-        metrics=made.metrics,
-        settings=made.settings,
-        packages=dict(made.packages),
+        digest=published.digest,
+        method=published.method,
+        encoding=published.encoding,
+        open_layers=published.open_layers,
+        gated_layers=published.gated_layers,
+        params_weights=published.params.weights,
+        params_norms=published.params.norms,
+        params_head=published.params.head,
+        bytes=published.bytes,
+        metrics=published.metrics,
+        settings=published.settings,
+        packages=dict(published.packages),
         run_id=run,
     )
     session.add(artifact)
@@ -162,27 +162,27 @@ def _add_version(session: Session, task: TaskRow, made: Published, run: str | No
             params=layer.params,
             bytes=layer.bytes,
         )
-        for layer in made.layers
+        for layer in published.layers
     )
     task.state, task.current_version = "ready", version
-    task.classes, task.input = list(made.classes), asdict(made.input)
+    task.classes, task.input = list(published.classes), asdict(published.input)
     return version
 
 
 def row(session: Session, name: str) -> TaskRow:
     """The row of a task. Raises NotFoundError, naming what there is."""
-    found = session.scalar(select(TaskRow).where(TaskRow.name == name))
-    if found is None:
+    task = session.scalar(select(TaskRow).where(TaskRow.name == name))
+    if task is None:
         known = list(session.scalars(select(TaskRow.name)))
         raise NotFoundError(bases.not_found("task", name, known, "add-task"))
-    return found
+    return task
 
 
 def get(session: Session, name: str) -> Task:
     """A task with its layers. Raises NotFoundError."""
     row(session, name)
-    found = session.execute(_current().where(TaskRow.name == name)).one()
-    return record(found, layers.of_artifact(session, found.artifact) if found.version is not None else ())
+    current = session.execute(_current().where(TaskRow.name == name)).one()
+    return record(current, layers.of_artifact(session, current.artifact) if current.version is not None else ())
 
 
 def ready(session: Session, name: str) -> Task:
@@ -205,8 +205,8 @@ def ready_row(session: Session, name: str) -> TaskRow:
 def first_metrics(session: Session, name: str) -> Mapping[str, float]:
     """Metrics of the version that training gave a finished task, whatever it has been recoded to since."""
     versions = select(ArtifactRow.metrics).join(TaskRow, ArtifactRow.task_id == TaskRow.id).where(TaskRow.name == name)
-    found: Mapping[str, float] = session.scalars(versions.order_by(ArtifactRow.version).limit(1)).one()
-    return found
+    metrics: Mapping[str, float] = session.scalars(versions.order_by(ArtifactRow.version).limit(1)).one()
+    return metrics
 
 
 def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
@@ -214,7 +214,7 @@ def listing(session: Session, base: str | None = None) -> tuple[Task, ...]:
     query = _current().order_by(TaskRow.base_id, ByName(TaskRow.name))
     if base is not None:
         query = query.where(TaskRow.base_id == bases.row(session, base).id)
-    return tuple(record(found) for found in session.connection().execute(query))
+    return tuple(record(current) for current in session.connection().execute(query))
 
 
 def remove(session: Session, name: str) -> None:
@@ -259,30 +259,30 @@ def _current() -> Select[*tuple[Any, ...]]:
     )
 
 
-def record(found: Row[*tuple[Any, ...]], layers: tuple[TaskLayer, ...] = ()) -> Task:
+def record(current: Row[*tuple[Any, ...]], layers: tuple[TaskLayer, ...] = ()) -> Task:
     """What leaves the catalog of a row of ``_current``."""
-    set_name = found.set_name or ""
-    if found.version is None:
-        return Task(name=found.name, base=found.base, state=found.state, created=found.reserved, set=set_name)
+    set_name = current.set_name or ""
+    if current.version is None:
+        return Task(name=current.name, base=current.base, state=current.state, created=current.reserved, set=set_name)
     return Task(
-        name=found.name,
-        base=found.base,
-        state=found.state,
-        classes=tuple(found.classes),
-        version=found.version,
-        method=found.method,
-        encoding=found.encoding,
-        digest=found.digest,
-        bytes=found.bytes,
-        open_layers=found.open_layers,
-        gated_layers=found.gated_layers,
-        params=Params(found.params_weights, found.params_norms, found.params_head),
-        metrics=found.metrics,
-        settings=found.settings,
-        packages=found.packages,
-        run=found.run_id,
-        input=InputConfig.from_json(found.input) if found.input else None,
-        created=found.created,
+        name=current.name,
+        base=current.base,
+        state=current.state,
+        classes=tuple(current.classes),
+        version=current.version,
+        method=current.method,
+        encoding=current.encoding,
+        digest=current.digest,
+        bytes=current.bytes,
+        open_layers=current.open_layers,
+        gated_layers=current.gated_layers,
+        params=Params(current.params_weights, current.params_norms, current.params_head),
+        metrics=current.metrics,
+        settings=current.settings,
+        packages=current.packages,
+        run=current.run_id,
+        input=InputConfig.from_json(current.input) if current.input else None,
+        created=current.created,
         set=set_name,
         layers=layers,
     )

@@ -52,9 +52,9 @@ class Cache:
         if self.limit <= 0 or not self._entries[number, 0]:
             return None
         start, *shape = self._entries[number].tolist()
-        found = self._at(start - 1, shape)
-        found.flags.writeable = False
-        return found
+        cached = self._at(start - 1, shape)
+        cached.flags.writeable = False
+        return cached
 
     def put(self, number: int, array: Kept) -> None:
         """Take an array in, if it fits."""
@@ -108,5 +108,5 @@ def _groups() -> list[Path]:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    return [] if own is None else [GROUPS / own, *(GROUPS / parent for parent in Path(own).parents)]
+    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    return [] if path is None else [GROUPS / path, *(GROUPS / parent for parent in Path(path).parents)]

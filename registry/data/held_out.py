@@ -58,30 +58,30 @@ def open_held_out(
     """
     if split not in ("", *SPLITS):
         raise SettingsError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}.")
-    found = {name: part.labelled(classes, "which the task does not know") for name, part in read_source(data).items()}
-    groups = _by_use(found, {} if split == ALL else _uses(data, found, trained, split))
+    splits = {name: part.labelled(classes, "which the task does not know") for name, part in read_source(data).items()}
+    groups = _by_use(splits, {} if split == ALL else _uses(data, splits, trained, split))
     if split == ALL:
-        groups[ALL] = [sample for part in found.values() for sample in part.samples]
+        groups[ALL] = [sample for part in splits.values() for sample in part.samples]
     taken = split or next((name for name in (TEST, ALL, VAL) if groups[name]), "")
     if not groups[taken]:
         raise DataError(_nothing(data, taken, [name for name in SPLITS if groups[name]]))
-    chosen = Split(tuple(classes), tuple(groups[taken]), data, all(part.folders for part in found.values()))
+    chosen = Split(tuple(classes), tuple(groups[taken]), data, all(part.folders for part in splits.values()))
     readable = decode({taken: chosen}, skip_bad_images or bool(trained.settings.get("skip_bad_images")))
-    notes = (*(note for part in found.values() for note in part.notes), *readable.notes)
+    notes = (*(note for part in splits.values() for note in part.notes), *readable.notes)
     return HeldOut(taken, tuple(readable.samples[taken]), notes)
 
 
-def _by_use(found: Mapping[str, Split], uses: Mapping[str, str]) -> defaultdict[str, list[Sample]]:
+def _by_use(splits: Mapping[str, Split], uses: Mapping[str, str]) -> defaultdict[str, list[Sample]]:
     """Images by what they are for: what the run used them for, else the split that they are found in."""
     groups: defaultdict[str, list[Sample]] = defaultdict(list)
-    for name, part in found.items():
+    for name, part in splits.items():
         fresh = TEST if name == ALL and any(sample.file in uses for sample in part.samples) else name
         for sample in part.samples:
             groups[uses.get(sample.file, fresh)].append(sample)
     return groups
 
 
-def _uses(data: str, found: Mapping[str, Split], trained: Trained, split: str) -> dict[str, str]:
+def _uses(data: str, splits: Mapping[str, Split], trained: Trained, split: str) -> dict[str, str]:
     """The split that the run had each image in, by file; empty if it trained with none of those that are asked for.
 
     Only then are the run's images read again, which takes as long as before training.
@@ -91,11 +91,11 @@ def _uses(data: str, found: Mapping[str, Split], trained: Trained, split: str) -
     """
     place = str(trained.settings.get("data", ""))
     before = _files(place)
-    first = next((name for name in (split, TEST, VAL) if name in found), "")
-    asked = [found[first]] if first in (TEST, VAL) and split in ("", first) else found.values()
+    first = next((name for name in (split, TEST, VAL) if name in splits), "")
+    asked = [splits[first]] if first in (TEST, VAL) and split in ("", first) else splits.values()
     if before and not before & {sample.file for part in asked for sample in part.samples}:
         return {}
-    if not before and ALL not in found:
+    if not before and ALL not in splits:
         return {}
     try:
         opened = trained.open(place if before else data)  # not where they were: these may be they, moved
@@ -105,7 +105,7 @@ def _uses(data: str, found: Mapping[str, Split], trained: Trained, split: str) -
     if known:
         parts = {TRAIN: opened.train, VAL: opened.val, TEST: opened.test}
         return {sample.file: name for name, part in parts.items() for sample in part if sample.file}
-    if before and ALL in found:
+    if before and ALL in splits:
         raise DataError(
             f"The images in {place} are not those that the task was trained with, so it is not known which of them it "
             f"has seen. Name a folder of other images, or measure on all of them with --split {ALL}."

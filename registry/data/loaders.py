@@ -54,10 +54,10 @@ class Images(Dataset[tuple[Tensor, int]]):
             return torch.from_numpy(kept.copy()), self.samples[index].label
         image = self._decoded(index) if kept is None else Image.fromarray(kept)
         with seeded(mixed(self.seed, self.epoch, index)):
-            made = self.transform(image)
+            pixels = self.transform(image)
         if self.fixed:
-            self.cache.put(index, made.numpy())
-        return made, self.samples[index].label
+            self.cache.put(index, pixels.numpy())
+        return pixels, self.samples[index].label
 
     def _decoded(self, index: int) -> Image.Image:
         image = self.samples[index].image()

@@ -71,12 +71,12 @@ class Split:
         """
         labels = {same(name): label for label, name in enumerate(classes)}
         labels |= {name: label for label, name in enumerate(classes)}  # a task may have both a and A, if by a scheme
-        found = [labels.get(name, labels.get(same(name))) for name in self.classes]
+        numbers = [labels.get(name, labels.get(same(name))) for name in self.classes]
         filled = {sample.label for sample in self.samples}
-        if strangers := [name for label, name in enumerate(self.classes) if found[label] is None and label in filled]:
+        if strangers := [name for label, name in enumerate(self.classes) if numbers[label] is None and label in filled]:
             raise DataError(f"{self.where} has {listed(strangers)}, {unknown}.")
         samples = tuple(
-            replace(sample, label=label) for sample in self.samples if (label := found[sample.label]) is not None
+            replace(sample, label=label) for sample in self.samples if (label := numbers[sample.label]) is not None
         )
         return replace(self, classes=tuple(classes), samples=samples)
 

@@ -18,18 +18,18 @@ NAMES = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
 def read_scheme(data: str) -> dict[str, Split]:
     """The splits of a data set by name. Raises DataError if it has no training images."""
     name, _, root = data.partition("@")
-    found: dict[str, Split] = {}
+    splits: dict[str, Split] = {}
     for split, candidates in NAMES.items():
         if split == "val" and name.lower().startswith("torch/"):
             continue  # torchvision's have a training and a test set, and give the latter for validation too
         for candidate in candidates:
             try:
-                found[split] = _timm(name, root or None, candidate)
+                splits[split] = _timm(name, root or None, candidate)
                 break
             except DataError:
                 if split == "train":
                     raise
-    return found
+    return splits
 
 
 def _timm(name: str, root: str | None, split: str) -> Split:
@@ -68,9 +68,9 @@ def _class_names(source: Any, labels: Iterable[int]) -> tuple[str, ...]:
 def _image(images: Any, index: int) -> bytes | Image.Image:
     """An image of a data set: its file's bytes where there is a reader, which does not pass over broken ones."""
     reader = getattr(images, "reader", None)
-    found = reader[index][0] if reader is not None else images[index][0]
-    if isinstance(found, Image.Image):
-        return found.copy()
-    with found:
-        content: bytes = found.read()
+    value = reader[index][0] if reader is not None else images[index][0]
+    if isinstance(value, Image.Image):
+        return value.copy()
+    with value:
+        content: bytes = value.read()
     return content

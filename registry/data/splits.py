@@ -110,21 +110,21 @@ def split_of(data: str, wanted: str) -> Split:
 
     Raises DataError if it has other splits, but not this one.
     """
-    found = read_source(data)
-    split = found.get(wanted) or found.get("all") or (found["train"] if set(found) == {"train"} else None)
+    splits = read_source(data)
+    split = splits.get(wanted) or splits.get("all") or (splits["train"] if set(splits) == {"train"} else None)
     if split is None:
-        raise DataError(f"{data} has {' and '.join(found)} images, but none for {wanted}. Name the folder to take.")
+        raise DataError(f"{data} has {' and '.join(splits)} images, but none for {wanted}. Name the folder to take.")
     return split
 
 
 def _read(data: str, val_data: str, test_data: str) -> tuple[dict[str, Split], bool]:
     """The splits by name, ``train`` among them, and whether the data are divided into splits."""
-    found = read_source(data)
+    splits = read_source(data)
     elsewhere = {name: split_of(place, name) for name, place in (("val", val_data), ("test", test_data)) if place}
-    divided = "all" not in found or bool(elsewhere)
-    if "all" in found:
-        found = {"train": found["all"]}
-    return {**found, **elsewhere}, divided
+    divided = "all" not in splits or bool(elsewhere)
+    if "all" in splits:
+        splits = {"train": splits["all"]}
+    return {**splits, **elsewhere}, divided
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def batch(images: Sequence[Tensor]) -> Tensor:
 def _transform(config: InputConfig, **options: Any) -> Transform:
     from timm.data import create_transform
 
-    made: Transform = create_transform(
+    transform: Transform = create_transform(
         input_size=config.size, mean=config.mean, std=config.std, interpolation=config.interpolation, **options
     )
-    return made
+    return transform

@@ -35,7 +35,7 @@ def deaths_explained() -> Iterator[None]:
             raise
         raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
     except RuntimeError as error:
-        reason = _reason("\n".join(str(one) for one in _chain(error)))
+        reason = _reason("\n".join(str(cause) for cause in _chain(error)))
         if not reason:
             raise
         raise WorkersDiedError(f"{reason} {WHAT_TO_DO}") from error

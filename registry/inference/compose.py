@@ -84,13 +84,13 @@ def assemble(model: nn.Module, changed: Mapping[str, Tensor], originals: Mapping
     """
     firsts = first_names(model)
     whole = {name: changed.get(first, originals.get(name)) for name, first in firsts.items()}
-    made = {name: tensor for name, tensor in whole.items() if tensor is not None}
-    pieces = [piece for piece in changed if piece not in made]
+    tensors = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    pieces = [piece for piece in changed if piece not in tensors]
     for name in {tensor_of(piece) for piece in pieces}:
-        made[name] = made[name].clone()
+        tensors[name] = tensors[name].clone()
     for piece in pieces:
-        Pieces(made)[piece].copy_(changed[piece])
-    return {name: made[first] for name, first in firsts.items() if first in made}
+        Pieces(tensors)[piece].copy_(changed[piece])
+    return {name: tensors[first] for name, first in firsts.items() if first in tensors}
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -108,6 +108,6 @@ def _check(model: nn.Module, needed: Iterable[str], changed: Mapping[str, Tensor
         "missing": sorted(set(needed) - set(changed)),
         "wrong shape": sorted(name for name, shape in known.items() if changed[name].shape != shape),
     }
-    found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
-    if found:
-        raise IntegrityError(f"{failure} {'; '.join(found)}")
+    faults = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
+    if faults:
+        raise IntegrityError(f"{failure} {'; '.join(faults)}")

@@ -161,8 +161,10 @@ class LoadedBase:
         head = set(self.partition(model).head)
         if not head:
             raise SettingsError(f"{self.record.model} has no classifier that a task could replace with its own.")
-        own = model.state_dict()
-        model.load_state_dict({name: own[name] if name in head else self.tensors[name] for name in own}, strict=True)
+        state = model.state_dict()
+        model.load_state_dict(
+            {name: state[name] if name in head else self.tensors[name] for name in state}, strict=True
+        )
         return model
 
 

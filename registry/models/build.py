@@ -138,42 +138,42 @@ def load_weights(model: nn.Module, file: Path) -> None:
     if not file.is_file():
         raise WeightsError(f"There is no file {file}.")
     try:
-        found = load_state_dict(str(file), weights_only=True)
+        tensors = load_state_dict(str(file), weights_only=True)
     except Exception as error:  # torch, safetensors and pickle each have errors of their own for a broken file
         raise WeightsError(f"{file} cannot be read as weights: {first_line(error)}") from error
-    strange = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    strange = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
     if strange:
         raise WeightsError(f"{file} contains entries that are not tensors: {', '.join(strange[:4])}.")
-    problems = _differences(model, found)
+    problems = _differences(model, tensors)
     if problems:
-        found = _converted(model, found)
-        problems = _differences(model, found)
+        tensors = _converted(model, tensors)
+        problems = _differences(model, tensors)
     if problems:
-        raise WeightsError(f"{file} does not fit {type(model).__name__}. {'; '.join(problems)}.{_hint(model, found)}")
-    model.load_state_dict(found, strict=True)
+        raise WeightsError(f"{file} does not fit {type(model).__name__}. {'; '.join(problems)}.{_hint(model, tensors)}")
+    model.load_state_dict(tensors, strict=True)
 
 
-def _converted(model: nn.Module, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _converted(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The checkpoint as timm converts the original authors' ones for this family, if it does."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
-        return found
+        return tensors
     try:
-        converted: Mapping[str, Tensor] = convert(dict(found), model)
+        converted: Mapping[str, Tensor] = convert(dict(tensors), model)
     except (KeyError, ValueError, RuntimeError, AttributeError):
-        return found
+        return tensors
     return converted
 
 
-def _differences(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
+def _differences(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     wanted = model.state_dict()
     kinds = {
-        "missing": [name for name in wanted if name not in found],
-        "unknown": [name for name in found if name not in wanted],
+        "missing": [name for name in wanted if name not in tensors],
+        "unknown": [name for name in tensors if name not in wanted],
         "wrong shape": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in wanted.items()
-            if name in found and found[name].shape != tensor.shape
+            if name in tensors and tensors[name].shape != tensor.shape
         ],
     }
     return [
@@ -183,10 +183,10 @@ def _differences(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _hint(model: nn.Module, found: Mapping[str, Tensor]) -> str:
+def _hint(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     """The argument that makes room for the checkpoint's classifier, if that is all that differs."""
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    weight = found.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    weight = tensors.get(f"{classifier}.weight") if isinstance(classifier, str) else None
     if weight is None or weight.shape[0] == getattr(model, "num_classes", None):
         return ""
     return f" If its classifier has {weight.shape[0]} classes, add --model-arg num_classes={weight.shape[0]}."

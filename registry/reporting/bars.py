@@ -79,22 +79,22 @@ class BudgetRow:
 def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
     """Tasks, then sets, on one scale for parameters and one for bytes."""
     backbone = report.base.backbone_params
-    limits = [task_limits(str(one.task.settings.get("budget") or ""), backbone) for one in report.tasks]
-    tasks = [(one.task.name, _task_params(one.cost), _task_bytes(one)) for one in report.tasks]
+    limits = [task_limits(str(task.task.settings.get("budget") or ""), backbone) for task in report.tasks]
+    tasks = [(task.task.name, _task_params(task.cost), _task_bytes(task)) for task in report.tasks]
     sets = [(shared.name, {"common": shared.params}, {"common": shared.bytes}) for shared in report.cost.sets]
-    every = [limit for own in limits for limit in own]
+    every = [limit for task_limit in limits for limit in task_limit]
     most_params = _scale([params for _, params, _ in tasks + sets], every, in_bytes=False)
     most_bytes = _scale([taken for _, _, taken in tasks + sets], every, in_bytes=True)
     rows = []
     for index, (name, params, taken) in enumerate(tasks + sets):
-        own = limits[index] if index < len(tasks) else ()
+        task_limit = limits[index] if index < len(tasks) else ()
         rows.append(
             CostRow(
                 name,
                 index >= len(tasks),
-                replace(_bar(params, most_params, number), marks=_marks(own, most_params, in_bytes=False)),
-                replace(_bar(taken, most_bytes, size), marks=_marks(own, most_bytes, in_bytes=True)),
-                ", ".join(limit.label for limit in own),
+                replace(_bar(params, most_params, number), marks=_marks(task_limit, most_params, in_bytes=False)),
+                replace(_bar(taken, most_bytes, size), marks=_marks(task_limit, most_bytes, in_bytes=True)),
+                ", ".join(limit.label for limit in task_limit),
             )
         )
     return tuple(rows)
@@ -103,15 +103,15 @@ def cost_rows(report: BaseReport) -> tuple[CostRow, ...]:
 def _scale(bars: Sequence[Mapping[str, int]], limits: Iterable[TaskLimit], *, in_bytes: bool) -> float:
     """The longest bar, or a limit a little beyond it."""
     longest = max((sum(parts.values()) for parts in bars), default=0)
-    near = [one.amount for one in limits if one.in_bytes == in_bytes and one.amount <= STRETCH * longest]
+    near = [limit.amount for limit in limits if limit.in_bytes == in_bytes and limit.amount <= STRETCH * longest]
     return max([longest, *near])
 
 
 def _marks(limits: Iterable[TaskLimit], whole: float, *, in_bytes: bool) -> tuple[Mark, ...]:
     return tuple(
-        Mark(100 * one.amount / whole, one.whole, one.label)
-        for one in limits
-        if one.in_bytes == in_bytes and one.amount <= whole
+        Mark(100 * limit.amount / whole, limit.whole, limit.label)
+        for limit in limits
+        if limit.in_bytes == in_bytes and limit.amount <= whole
     )
 
 
@@ -148,18 +148,18 @@ def _task_params(cost: TaskCost) -> dict[str, int]:
     return dict(zip(PARTS, (cost.params.weights, cost.params.norms, cost.params.head), strict=True))
 
 
-def _task_bytes(one: TaskReport) -> dict[str, int]:
+def _task_bytes(task: TaskReport) -> dict[str, int]:
     """Layers and norms as the catalog has them; the rest of the file is the head and the header."""
-    norms = sum(layer.bytes for layer in one.task.layers if layer.kind == "norm")
-    weights = sum(layer.bytes for layer in one.task.layers) - norms
-    return dict(zip(PARTS, (weights, norms, one.task.bytes - weights - norms), strict=True))
+    norms = sum(layer.bytes for layer in task.task.layers if layer.kind == "norm")
+    weights = sum(layer.bytes for layer in task.task.layers) - norms
+    return dict(zip(PARTS, (weights, norms, task.task.bytes - weights - norms), strict=True))
 
 
 def _of_all(report: BaseReport, what: str) -> dict[str, int]:
     """The parts of all tasks of the base together."""
-    each = [_task_bytes(one) if what == "bytes" else _task_params(one.cost) for one in report.tasks]
+    each = [_task_bytes(item) if what == "bytes" else _task_params(item.cost) for item in report.tasks]
     summed = {part: sum(parts[part] for parts in each) for part in PARTS}
-    shared = sum(one.bytes if what == "bytes" else one.params for one in report.cost.sets)
+    shared = sum(item.bytes if what == "bytes" else item.params for item in report.cost.sets)
     return {**summed, "common": shared} if shared else summed
 
 

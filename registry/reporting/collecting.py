@@ -55,7 +55,7 @@ class Report:
 def collect(context: Context, base: str | None = None) -> Report:
     """Ask the catalog. Raises NotFoundError for an unknown base."""
     with context.catalog.read() as session:
-        found = costs.report(session, base=base)
+        report = costs.report(session, base=base)
         chosen = bases.listing(session) if base is None else (bases.get(session, base),)
         uses = budgets.listing(session)
         every = tasks.listing(session, base)
@@ -63,15 +63,15 @@ def collect(context: Context, base: str | None = None) -> Report:
         known = runs.listing(session)
     attempts = {run.id: run for run in known}
     newest = {run.task: run for run in reversed(known)}
-    cost_of = {cost.base: cost for cost in found.bases}
+    cost_of = {cost.base: cost for cost in report.bases}
     reports = []
-    for one in chosen:
-        cost = cost_of[one.name]
-        own = [task for task in every if task.base == one.name]
+    for base_record in chosen:
+        cost = cost_of[base_record.name]
+        own = [task for task in every if task.base == base_record.name]
         by_task = {task.task: task for task in cost.tasks}
         reports.append(
             BaseReport(
-                base=one,
+                base=base_record,
                 cost=cost,
                 tasks=tuple(
                     TaskReport(
@@ -83,7 +83,7 @@ def collect(context: Context, base: str | None = None) -> Report:
                     if task.name in by_task
                 ),
                 training=tuple((task, newest.get(task.name)) for task in own if task.state != "ready"),
-                budgets=tuple(use for use in uses if use.base in (one.name, None)),
+                budgets=tuple(use for use in uses if use.base in (base_record.name, None)),
             )
         )
     return Report(datetime.now(UTC), version("taps-registry"), base or "", tuple(reports))

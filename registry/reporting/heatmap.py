@@ -79,19 +79,19 @@ class HeatMap:
 
 def heat_map(report: BaseReport) -> HeatMap:
     """The gated layers of a base, and its norms where a task has gates for them."""
-    gated = {layer.name for one in report.tasks for layer in one.task.layers if _has_gate(one, layer)}
+    gated = {layer.name for task in report.tasks for layer in task.task.layers if _has_gate(task, layer)}
     shown = [layer for layer in report.base.layers if layer.kind != "norm" or layer.name in gated]
     groups = [tuple(members) for _, members in groupby(shown, key=lambda layer: layer.stage)]
-    rows = tuple(_row(one, groups, report.base.layers) for one in report.tasks)
-    stored = Counter(layer.name for one in report.tasks for layer in one.task.layers if layer.open)
+    rows = tuple(_row(task, groups, report.base.layers) for task in report.tasks)
+    stored = Counter(layer.name for task in report.tasks for layer in task.task.layers if layer.open)
     stages = tuple(_stage(group, stored) for group in groups)
     looks = {cell.look for row in rows for cells in row.stages for cell in cells}
     return HeatMap(stages, rows, tuple((look, says) for look, says in LOOKS.items() if look in looks))
 
 
-def _has_gate(one: TaskReport, norm: TaskLayer) -> bool:
+def _has_gate(task: TaskReport, norm: TaskLayer) -> bool:
     """Within a budget gates have no scores."""
-    return norm.score is not None or one.task.settings.get("norms") == "gated"
+    return norm.score is not None or task.task.settings.get("norms") == "gated"
 
 
 def _stage(layers: Sequence[LayerInfo], stored: Mapping[str, int]) -> Stage:
@@ -102,10 +102,10 @@ def _stage(layers: Sequence[LayerInfo], stored: Mapping[str, int]) -> Stage:
     return Stage(name, tuple(columns))
 
 
-def _row(one: TaskReport, groups: Iterable[Sequence[LayerInfo]], layers: Iterable[LayerInfo]) -> Row:
-    states = {layer.name: layer for layer in one.task.layers}
-    shares = stored_shares(one.task.layers, layers)
-    threshold = float(one.task.settings.get("threshold", 0.0))
+def _row(task: TaskReport, groups: Iterable[Sequence[LayerInfo]], layers: Iterable[LayerInfo]) -> Row:
+    states = {layer.name: layer for layer in task.task.layers}
+    shares = stored_shares(task.task.layers, layers)
+    threshold = float(task.task.settings.get("threshold", 0.0))
 
     def cell(name: str) -> Cell:
         state = states.get(name)
@@ -113,7 +113,7 @@ def _row(one: TaskReport, groups: Iterable[Sequence[LayerInfo]], layers: Iterabl
             return _share_cell(name, shares.get(name, 0.0) if state is not None and state.open else None)
         return _score_cell(name, state.open, state.score, threshold)
 
-    return Row(one, tuple(tuple(cell(layer.name) for layer in group) for group in groups))
+    return Row(task, tuple(tuple(cell(layer.name) for layer in group) for group in groups))
 
 
 def _share_cell(name: str, share: float | None) -> Cell:

@@ -55,7 +55,7 @@ def render(report: Report) -> str:
     style = environment.get_template("report.css").render()
     body = environment.get_template("report.html").render(
         report=report,
-        bases=[_view(one) for one in report.bases],
+        bases=[_view(base_report) for base_report in report.bases],
         style=Markup(style),  # noqa: S704  (our own file)
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )
@@ -78,6 +78,6 @@ def _view(report: BaseReport) -> BaseView:
         costs=cost_rows(report),
         budgets=budget_rows(report),
         scatter=scatter(report),
-        tracked={one.task.name: tracked_at(one.run) for one in report.tasks},
+        tracked={task.task.name: tracked_at(task.run) for task in report.tasks},
         many=len(report.tasks) > LABELLED,
     )

@@ -44,8 +44,8 @@ class Axis:
 
 def linear(values: Iterable[float], label: Callable[[float], str]) -> Axis:
     """An axis around ``values``, of which there is at least one, that begins and ends at round numbers."""
-    found = list(values)
-    low, high = min(found), max(found)
+    listed = list(values)
+    low, high = min(listed), max(listed)
     if high - low < 1e-9:
         low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
     step = _round_step((high - low) / MOST_STEPS)
@@ -57,14 +57,14 @@ def linear(values: Iterable[float], label: Callable[[float], str]) -> Axis:
 
 def logarithmic(values: Iterable[float], label: Callable[[float], str]) -> Axis:
     """An axis around ``values``, at least one and all above zero; its ticks are 1, 2 or 5 times powers of 10."""
-    found = list(values)
-    low, high = min(found) / 1.3, max(found) * 1.3
+    listed = list(values)
+    low, high = min(listed) / 1.3, max(listed) * 1.3
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         marks = [value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high]
         if len(marks) <= MOST_TICKS:
             break
-    marks = marks[:: math.ceil(len(marks) / MOST_TICKS)] if marks else found[:1]
+    marks = marks[:: math.ceil(len(marks) / MOST_TICKS)] if marks else listed[:1]
     bare = Axis(low, high, (), logarithmic=True)
     return Axis(low, high, tuple(Tick(bare.at(mark), label(mark)) for mark in marks), logarithmic=True)
 

@@ -72,18 +72,18 @@ def accuracy(task: Task) -> tuple[float, str] | None:
 
 def scatter(report: BaseReport) -> Scatter | None:
     """None if no task was measured."""
-    found = [(one.task, measured) for one in report.tasks if (measured := accuracy(one.task))]
-    if not found:
+    measured_tasks = [(one.task, measured) for one in report.tasks if (measured := accuracy(one.task))]
+    if not measured_tasks:
         return None
-    x = logarithmic([task.bytes for task, _ in found], _round_size)
-    y = linear([share for _, (share, _) in found], lambda share: f"{100 * share:.4g} %")
-    names = sorted({task.method for task, _ in found})
+    x = logarithmic([task.bytes for task, _ in measured_tasks], _round_size)
+    y = linear([share for _, (share, _) in measured_tasks], lambda share: f"{100 * share:.4g} %")
+    names = sorted({task.method for task, _ in measured_tasks})
     methods = {name: Method(name, *_mark(index)) for index, name in enumerate(names)}
     points = [
         Point(
             task.name, methods[task.method], x.at(task.bytes), 100 - y.at(share), percent(share), size(task.bytes), on
         )
-        for task, (share, on) in found
+        for task, (share, on) in measured_tasks
     ]
     absent = tuple(one.task.name for one in report.tasks if not accuracy(one.task))
     return Scatter(x, y, tuple(_named(points)), tuple(methods.values()), absent)

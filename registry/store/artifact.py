@@ -51,12 +51,12 @@ def write_artifact(
     for name, factors in sorted(delta.factors.items()):
         original, form = draft.based[name], plugins.form(factors.form)
         draft.put(name, *_smaller(form, factors.parts, original, encoding, plugins), original)
-    told = [state for state in delta.layers if state.open or state.score is not None]
-    gates = tuple(Gate(state.name, state.open, state.score) for state in told)
+    states = [state for state in delta.layers if state.open or state.score is not None]
+    gates = tuple(Gate(state.name, state.open, state.score) for state in states)
     brought = packages(plugins, header["method"], encoding.name, draft.entries, {})
-    made = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, packages=brought, **header)
-    write_packed(path, draft.tensors, made.to_json())
-    return made
+    written = Header(encoding=encoding.name, layers=gates, tensors=draft.entries, packages=brought, **header)
+    write_packed(path, draft.tensors, written.to_json())
+    return written
 
 
 def recode_artifact(
@@ -73,13 +73,13 @@ def recode_artifact(
     """
     with _opened(source) as (header, file):
         require_forms(source, header, plugins)
-        own = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
-        draft = _Draft(base, own)
+        roles = {name: entry.part for name, entry in header.tensors.items() if tensor_of(name) in base}
+        draft = _Draft(base, roles)
         for name, entry in sorted(header.tensors.items()):
             parts = {part: file.tensor(key(name, part)) for part in entry.parts}
             value = _decode(name, entry, parts, base, plugins)
             form = plugins.form(entry.encoding) if entry.encoding else None
-            codec = codec_of(name, value, own, encoding)
+            codec = codec_of(name, value, roles, encoding)
             if isinstance(form, Codec) and codec is not None and codec.core.name == form.core.name:
                 original = draft.based[name]
                 draft.put(name, codec.name, codec.packed(form.unpacked(parts, original), original), value)
@@ -88,9 +88,9 @@ def recode_artifact(
             else:
                 draft.put(name, *_smaller(form, parts, draft.based[name], encoding, plugins), value)
     brought = packages(plugins, header.method, encoding.name, draft.entries, header.packages)
-    made = replace(header, encoding=encoding.name, tensors=draft.entries, packages=brought)
-    write_packed(path, draft.tensors, made.to_json())
-    return made
+    recoded = replace(header, encoding=encoding.name, tensors=draft.entries, packages=brought)
+    write_packed(path, draft.tensors, recoded.to_json())
+    return recoded
 
 
 def packages(
@@ -130,9 +130,9 @@ def _smaller(
     wanted = low_rank_form_of(encoding, plugins)
     if wanted.name == form.name or not isinstance(form, LowRankForm):
         return form.name, parts
-    made = wanted.parts(*form.factors(parts, base))
-    taken, before = (sum(part.nbytes for part in some.values()) for some in (made, parts))
-    return (wanted.name, made) if taken < before else (form.name, parts)
+    smaller = wanted.parts(*form.factors(parts, base))
+    taken, before = (sum(part.nbytes for part in some.values()) for some in (smaller, parts))
+    return (wanted.name, smaller) if taken < before else (form.name, parts)
 
 
 class _Draft:

@@ -35,10 +35,10 @@ class Entry:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Entry:
         """Raises KeyError, TypeError or ValueError for anything that ``asdict`` does not make."""
-        made = cls(**{**raw, "parts": tuple(raw["parts"]), "shape": tuple(raw["shape"])})
-        if not all(isinstance(text, str) for text in (made.part, made.encoding, made.dtype, *made.parts)):
+        parsed = cls(**{**raw, "parts": tuple(raw["parts"]), "shape": tuple(raw["shape"])})
+        if not all(isinstance(text, str) for text in (parsed.part, parsed.encoding, parsed.dtype, *parsed.parts)):
             raise ValueError("part, encoding, dtype and parts of a tensor must be strings")
-        return made
+        return parsed
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,21 @@ class Header:
         _require_format(raw["format"])
         entries = {name: Entry.from_json(entry) for name, entry in raw["tensors"].items()}
         gates = tuple(Gate(**gate) for gate in raw["layers"])
-        made = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
-        if not (isinstance(made.extension, dict) and isinstance(made.packages, dict)):
+        parsed = cls(**{**raw, "classes": tuple(raw["classes"]), "layers": gates, "tensors": entries})
+        if not (isinstance(parsed.extension, dict) and isinstance(parsed.packages, dict)):
             raise ValueError("extension and packages must be objects")
-        for text in (made.base, made.method, made.encoding, made.common, *made.classes, *(gate.name for gate in gates)):
+        for text in (
+            parsed.base,
+            parsed.method,
+            parsed.encoding,
+            parsed.common,
+            *parsed.classes,
+            *(gate.name for gate in gates),
+        ):
             if not isinstance(text, str):
                 raise ValueError(f"names of base, method, encoding, classes and layers must be strings, not {text!r}")
-        made.config()
-        return made
+        parsed.config()
+        return parsed
 
     def config(self) -> InputConfig:
         """What images are turned into."""

@@ -102,6 +102,6 @@ class ObjectStore:
 
     @staticmethod
     def _check(path: Path, digest: str) -> None:
-        found = sha256(path)
-        if found != digest:
-            raise IntegrityError(f"{path} is damaged: its SHA-256 is {found}, but its name says {digest}.")
+        actual = sha256(path)
+        if actual != digest:
+            raise IntegrityError(f"{path} is damaged: its SHA-256 is {actual}, but its name says {digest}.")

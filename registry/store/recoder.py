@@ -56,10 +56,10 @@ class Recoder:
         for draft in sorted(drafts, key=lambda draft: (draft.size, draft.encoding)):
             if draft.exact:
                 return draft
-            found = accuracy(draft.path)
-            near = found >= wanted - 1e-9  # shares of a few images are no exact floats
+            reached = accuracy(draft.path)
+            near = reached >= wanted - 1e-9  # shares of a few images are no exact floats
             note(
-                f"{draft.encoding}: {draft.size:,} bytes, validation accuracy {found:.2%}: "
+                f"{draft.encoding}: {draft.size:,} bytes, validation accuracy {reached:.2%}: "
                 f"{'accepted' if near else 'too low'}."
             )
             if near:

@@ -29,11 +29,11 @@ class OnDisk(Mapping[str, Tensor]):
             self._read: dict[str, Tensor | None] = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        found = self._read[name]
-        if found is None:
+        tensor = self._read[name]
+        if tensor is None:
             with _reading(self._path):
-                found = self._read[name] = self._file.get_tensor(name)
-        return found
+                tensor = self._read[name] = self._file.get_tensor(name)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._read)

@@ -123,12 +123,12 @@ def _companion(job: Job, begun: Semaphore, environment: Mapping[str, str]) -> No
     """
     # A process that was spawned spawns: those that load its images would import torch anew, after each epoch again.
     multiprocessing.set_start_method(None, force=True)
-    own = replace(job, model=copy.deepcopy(job.model))
+    job_here = replace(job, model=copy.deepcopy(job.model))
     begun.release()
     os.environ.update(environment)
     with kept_memory():
         try:
-            _run(own, Progress(), lambda result: None)
+            _run(job_here, Progress(), lambda result: None)
         except WorkersDiedError as error:
             print(error, file=sys.stderr)
             sys.exit(LOADERS_DIED)
