@@ -26,7 +26,49 @@ from .optimisation import Optimisation
 from .progress import EpochResult, Progress, Step
 
 CHECKPOINT = "checkpoint.safetensors"
+TOLD_EVERY = 10  # steps
 LAYOUT = 1  # of checkpoints; rises when training could not go on, or not the same, from one of before
+
+
+class Tally:
+    """Loss and hits over the images of an epoch.
+
+    What steps come to stays on the device until ``read``: to look at a value is to wait for all that a GPU has queued.
+    """
+
+    def __init__(self) -> None:
+        self.loss_sum, self.right, self.seen, self.steps = 0.0, 0, 0, 0
+        self.unread: list[tuple[Tensor, Tensor, int]] = []
+
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        """Take in a step: its mean loss, how many of its images were right, and how many there were."""
+        self.unread.append((loss, hits, images))
+
+    def read(self) -> tuple[int, float] | None:
+        """Add up what was taken in. Returns step, counted from 1, and value of the first loss that is not finite."""
+        if not self.unread:
+            return None
+        losses, hits, images = zip(*self.unread, strict=True)
+        values = torch.stack([*losses, *(right.to(losses[0]) for right in hits)]).tolist()
+        self.unread.clear()
+        for loss, right, count in zip(values, values[len(losses) :], images, strict=False):
+            self.steps += 1
+            if not math.isfinite(loss):
+                return self.steps, loss
+            self.loss_sum, self.right, self.seen = (
+                self.loss_sum + loss * count,
+                self.right + int(right),
+                self.seen + count,
+            )
+        return None
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.seen
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.seen
 
 
 class Trainer:
@@ -105,28 +147,35 @@ class Trainer:
         self.sampler.epoch = self.images.epoch = epoch
         self.adaptation.start_epoch(epoch)
         self.adaptation.train()
-        loss_sum, right, seen = 0.0, 0, 0
+        tally = Tally()
         for step, (pixels, labels) in enumerate(self.loader):
-            loss, hits = self._step(epoch, step, pixels, labels)
-            loss_sum, right, seen = loss_sum + loss * len(labels), right + hits, seen + len(labels)
-            states = self.adaptation.layer_states() if step % 10 == 9 or step + 1 == self.steps else ()
-            if states:
-                opened = sum(state.open for state in states)
-                at = Step(
-                    epoch + 1,
-                    self.settings.epochs,
-                    step + 1,
-                    self.steps,
-                    loss_sum / seen,
-                    right / seen,
-                    opened,
-                    len(states),
-                )
-                self.progress.step(at)
-        return self._close_epoch(epoch, loss_sum / seen, right / seen)
+            try:
+                tally.add(*self._step(epoch, step, pixels, labels), len(labels))
+            except Exception:
+                self._require_finite(epoch, tally)  # what went wrong may have come of that
+                raise
+            if step % TOLD_EVERY == TOLD_EVERY - 1 or step + 1 == self.steps:
+                self._tell(epoch, step, tally)
+        return self._close_epoch(epoch, tally.loss, tally.accuracy)
 
-    def _step(self, epoch: int, step: int, pixels: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One step. Returns the mean loss over the batch and how many of it were right."""
+    def _require_finite(self, epoch: int, tally: Tally) -> None:
+        """Read what the last steps came to. Raises TrainingError if a loss was not finite."""
+        if (fault := tally.read()) is not None:
+            number, value = fault
+            raise TrainingError(
+                f"The loss became {value} at step {number} of epoch {epoch + 1}. Try a lower --lr (it was "
+                f"{self.adaptation.settings.lr:g}) or --precision fp32, or look for broken images."
+            )
+
+    def _tell(self, epoch: int, step: int, tally: Tally) -> None:
+        self._require_finite(epoch, tally)
+        states = self.adaptation.layer_states()
+        opened, epochs = sum(state.open for state in states), self.settings.epochs
+        loss, accuracy = tally.loss, tally.accuracy
+        self.progress.step(Step(epoch + 1, epochs, step + 1, self.steps, loss, accuracy, opened, len(states)))
+
+    def _step(self, epoch: int, step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step. Returns the mean loss over the batch and how many of it were right, scalars on the device."""
         update = epoch * self.steps + step
         if self.adaptation.start_step(update / (self.steps * self.settings.epochs)):
             self._train_others(update)
@@ -134,19 +183,13 @@ class Trainer:
         with self.accelerator.autocast():
             logits = self.model(pixels).float()
             loss = functional.cross_entropy(logits, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss became {value} at step {step + 1} of epoch {epoch + 1}. Try a lower --lr (it was "
-                f"{self.adaptation.settings.lr:g}) or --precision fp32, or look for broken images."
-            )
         self.accelerator.backward(loss)
         self.adaptation.after_backward()
         self.accelerator.unscale_gradients(self.optimisation.weights)
         self.adaptation.before_step(self.optimisation.lr)
         self.optimisation.step()
         self.adaptation.after_step()
-        return value, int((logits.argmax(dim=1) == labels).sum())
+        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
     def _train_others(self, update: int) -> None:
         """Go on with other parameters than before.

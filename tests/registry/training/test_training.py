@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.profiler import ProfilerActivity, profile
 
 from taps_registry import Registry
 from taps_registry.plugins.methods import Adaptation
@@ -34,7 +35,7 @@ from taps_registry.registry.records import Task
 from taps_registry.registry.training import adding, checkpoint, processes
 from taps_registry.registry.training.device import make_accelerator
 from taps_registry.registry.training.job import Best
-from taps_registry.registry.training.loop import CHECKPOINT
+from taps_registry.registry.training.loop import CHECKPOINT, Trainer
 from taps_registry.registry.training.optimisation import Optimisation
 from taps_registry.registry.training.progress import EpochResult, Progress
 
@@ -518,3 +519,27 @@ def test_too_large_an_input_for_a_model_of_fixed_size_is_refused(tmp_path: Path,
         registry.add_base("vit", "test_vit", random_init=True, input_size=32, arguments={"dynamic_img_size": False})
         with pytest.raises(SettingsError, match="does not take images of 48x48 pixels"):
             registry.add_task("task", "vit", images, input_size=48, epochs=1, tracker="none")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "norm-only", "taps-rank"])
+def test_a_step_waits_for_no_value_of_the_device(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """To read one is to wait for all that a GPU has queued; only the step that fixes what is stored may.
+
+    The optimiser is left out: on a CPU it counts its steps there.
+    """
+    reading: list[int] = []
+    take = Trainer._step
+
+    def watched(self: Trainer, *arguments: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            outcome = take(self, *arguments)
+        reading.append(sum(event.count for event in found.key_averages() if event.key == "aten::_local_scalar_dense"))
+        return outcome
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Optimisation, "step", lambda self: self.weights.zero_grad())
+    add("task", method=method, epochs=2, batch_size=8, **({"budget": "20%"} if method == "taps-rank" else {}))
+    assert len(reading) > 4
+    assert sum(count > 0 for count in reading) <= (method == "taps-rank"), reading
