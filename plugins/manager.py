@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -17,6 +17,7 @@ from .architectures import Architecture, Partition
 from .encodings import COMPRESSED, Codec, Encoding, Form
 from .errors import PartitionError, PluginError, first_line
 from .guard import described, remember
+from .options import mistakes, options_of
 from .trackers import Tracker
 
 if TYPE_CHECKING:
@@ -322,9 +323,15 @@ class _BoundRegistrar:
                 raise PluginError(f"it builds {', '.join(taken)}, and timm has models of these names: choose others")
 
     def method(self, method: Method) -> None:
-        from .methods import Method
+        from .methods import Method, MethodSettings
 
         self._take(self.loaded.methods, method, Method)
+        wrong = mistakes(method.options)
+        if not wrong:
+            taken = sorted(set(options_of(method.options)) & {known.name for known in fields(MethodSettings)})
+            wrong = [f"{name} is an option of every method" for name in taken]
+        if wrong:
+            raise PluginError(f"the options of its method {method.name} are wrong: {'; '.join(wrong)}")
 
     def encoding(self, encoding: Form) -> None:
         self._take(self.loaded.encodings, encoding, Form)

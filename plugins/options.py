@@ -5,8 +5,8 @@ The command line, its documentation and every check follow from the declaration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from math import isfinite
 from types import NoneType
 from typing import Any, Literal, Self, get_args, get_type_hints
@@ -47,23 +47,23 @@ class Option:
     default: Any = None
     type: type = str
 
-    def fault(self, name: str, value: Any) -> str:
-        """What is wrong with a value, for the user; empty if nothing is."""
+    def fault(self, label: str, value: Any) -> str:
+        """What is wrong with a value, for the user, who knows the option by this label; empty if nothing is."""
         if value is None and self.default is None:
             return ""
         if not _fits(value, self.type):
-            return f"{flag(name)} must be {_KINDS.get(self.type, self.type.__name__)}, got {value!r}."
+            return f"{label} must be {_KINDS.get(self.type, self.type.__name__)}, got {value!r}."
         if self.choices and value not in self.choices:
-            return f"{flag(name)} must be one of {', '.join(self.choices)}, got {value!r}."
+            return f"{label} must be one of {', '.join(self.choices)}, got {value!r}."
         if self.type not in (int, float):
             return ""
         within = (
-            isfinite(value)
+            _is_finite(value)
             and (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.most is None or value <= self.most)
         )
-        return "" if within else f"{flag(name)} must be {self._range()}, got {value}."
+        return "" if within else f"{label} must be {self._range()}, got {value}."
 
     def _range(self) -> str:
         """The numbers that there are, in words."""
@@ -96,20 +96,46 @@ def options_of(cls: type) -> Mapping[str, Option]:
     return known
 
 
-def check_options(values: Any) -> None:
+def check_options(values: Any, label: Callable[[str], str] | None = None) -> None:
     """Raise ValueError, with a text for the user, for the first option whose value makes no sense.
 
     Args:
         values: a dataclass.
+        label: what a user calls an option; by default ``flag``.
     """
     for name, declared in options_of(type(values)).items():
-        if fault := declared.fault(name, getattr(values, name)):
+        if fault := declared.fault((label or flag)(name), getattr(values, name)):
             raise ValueError(fault)
 
 
 def flag(name: str) -> str:
     """The command line's name of an option."""
     return "--method-arg" if name == "arguments" else "--" + name.replace("_", "-")
+
+
+def mistakes(cls: type) -> list[str]:
+    """What is wrong with a dataclass of options, if anything is."""
+    if not (isinstance(cls, type) and issubclass(cls, Options)):
+        return [f"its options are {cls!r}, not a class that derives from Options"]
+    if any(isinstance(value, Field) for value in vars(cls).values()):
+        return [f"{cls.__name__} lacks @dataclass(frozen=True)"]
+    known = options_of(cls)
+    wrong = [f"{declared.name} is declared without option()" for declared in fields(cls) if declared.name not in known]
+    for name, declared in known.items():
+        if not declared.help.strip() or "\n" in declared.help:
+            wrong.append(f"{name} needs a help of one line")
+        if declared.on_resume not in get_args(OnResume):
+            wrong.append(f"on_resume of {name} must be one of {', '.join(get_args(OnResume))}")
+        if fault := declared.fault(name, declared.default):
+            wrong.append(f"the default of {fault.rstrip('.')}")
+    return wrong
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number too large for any float
+        return False
 
 
 def _fits(value: Any, kind: type) -> bool:
@@ -130,6 +156,11 @@ class Options:
     """
 
     @classmethod
+    def label(cls, name: str) -> str:
+        """What a user calls an option."""
+        return f"--method-arg {name}"
+
+    @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
         """Options with these values, checked.
 
@@ -139,5 +170,5 @@ class Options:
         if unknown := sorted(set(given) - set(options_of(cls))):
             raise ValueError(f"there is no option {', '.join(unknown)}")
         options = cls(**given)
-        check_options(options)
+        check_options(options, cls.label)
         return options

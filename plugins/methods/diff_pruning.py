@@ -265,7 +265,9 @@ class DiffPruning(Method):
     def most(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> Stored:
         """Every layer keeps something; one is stored whole if that is smaller, at up to 6 / 4 values for one kept."""
         kept, runs = self._kept(model, partition, settings)
-        return Stored(head_and_norms(partition, settings), {KEPT: Size(kept + kept // 2 + runs, 6 * kept + 4 * runs)})
+        every = sum(live.value.numel() for live in matrices(model, partition.layers))
+        largest = Size(min(every, kept + kept // 2 + runs), min(4 * every, 6 * kept + 4 * runs))
+        return Stored(head_and_norms(partition, settings), {KEPT: largest})
 
     def _kept(self, model: nn.Module, partition: Partition, settings: MethodSettings) -> tuple[int, int]:
         """How many weights are kept, and how many runs of positions all layers have."""

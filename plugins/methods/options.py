@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..options import Options, option
+from ..options import Options, flag, option
 
 PENALTIES = {"uniform": 0.0, "root": 0.5, "size": 1.0}  # the power of a gate's size that the penalty weighs it with
 
@@ -37,15 +37,23 @@ def _rank() -> Any:
     return option(8, "Rank of low-rank factors, or width of adapters.", metavar="R", least=1)
 
 
+class BuiltIn(Options):
+    """Those that the command line has flags for."""
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        return flag(name)
+
+
 @dataclass(frozen=True)
-class NormOptions(Options):
+class NormOptions(BuiltIn):
     """Of methods that train norms."""
 
     norms: str = _norms("task", "frozen")
 
 
 @dataclass(frozen=True)
-class TapsOptions(Options):
+class TapsOptions(BuiltIn):
     """Of ``taps``."""
 
     sparsity: float = _sparsity(without_budget=True)
@@ -84,7 +92,7 @@ class DiffPruningOptions(NormOptions):
 
 
 @dataclass(frozen=True)
-class HardSharingOptions(Options):
+class HardSharingOptions(BuiltIn):
     """Of ``hard-sharing``."""
 
     share: str = option(

@@ -37,7 +37,7 @@ def parse_arguments(pairs: Iterable[str], option: str = "--model-arg") -> dict[s
         if not (name and equals):
             raise SettingsError(f"{option} takes key=value, not {pair!r}.")
         try:
-            parsed[name] = ast.literal_eval(text)
+            parsed[name] = ast.literal_eval(text.title() if text.lower() in ("true", "false") else text)
         except (ValueError, SyntaxError):
             parsed[name] = text
     return parsed

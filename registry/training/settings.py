@@ -176,7 +176,10 @@ class TaskSettings:
         ]
         if unused:
             within = "within a budget " if decided.intersection(self.options) else ""
-            raise SettingsError(f"--method {method.name} {within}does not accept {', '.join(unused)}; leave it out.")
+            takes = ", ".join(_flag(name) for name in sorted(known) if name not in decided) or "no options of its own"
+            raise SettingsError(
+                f"--method {method.name} {within}does not accept {', '.join(unused)}; leave it out. It takes {takes}."
+            )
         try:
             return method.options.of(self.options)
         except ValueError as error:
@@ -241,11 +244,16 @@ def _declared(method: Method) -> dict[str, Option]:
 
 
 def _apart(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of values by name those that every task has, and those that are its method's."""
+    """Of values by name those that every task has, and those that are its method's. Raises SettingsError."""
     every = options_of(TaskSettings)
     own = {name: value for name, value in given.items() if name in every}
     theirs = {name: value for name, value in given.items() if name not in every and name != "arguments"}
-    return own, {**theirs, **given.get("arguments", {})}
+    arguments = given.get("arguments") or {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise SettingsError(f"arguments must be a dict of options by name, got {arguments!r}.")
+    if twice := sorted(name for name in arguments if name in given):
+        raise SettingsError(f"{flag(twice[0])} is given twice, once by --method-arg.")
+    return own, {**theirs, **arguments}
 
 
 def _flag(name: str) -> str:

@@ -310,6 +310,34 @@ BAD_PLUGINS = {
 }
 
 
+OPTIONS = {
+    "no class": ("None", "its options are None, not a class that derives from Options"),
+    "a default out of range": ("o(a=(int, option(0, 'A.', least=1)))", "the default of a must be at least 1, got 0"),
+    "a default of another type": ("o(a=(str, option(3, 'A.')))", "the default of a must be text, got 3"),
+    "no option": ("o(a=(int, 3))", "a is declared without option()"),
+    "no help": ("o(a=(int, option(3, '')))", "a needs a help of one line"),
+    "nothing known on resume": (
+        "o(a=(int, option(3, 'A.', on_resume='maybe')))",
+        "on_resume of a must be one of",
+    ),
+    "a name of every method": ("o(epochs=(int, option(3, 'A.')))", "epochs is an option of every method"),
+    "no dataclass": ("type('O', (Options,), {'a': option(3, 'A.')})", "O lacks @dataclass"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_that_are_declared_wrong_are_the_plugins_mistake(install: Install, name: str) -> None:
+    declared, reason = OPTIONS[name]
+    source = "from dataclasses import make_dataclass\ndef o(**f): return make_dataclass('O', "
+    source += "[(n, t, d) for n, (t, d) in f.items()], bases=(Options,), frozen=True)\n"
+    source += f"class A(FixedSet):\n    name='a'\n    summary='s'\n    options={declared}\n"
+    source += "    def tensors(self, *given): return ()\n"
+    install("bad-plugin", "bad", HEAD + source + "@hookimpl\ndef register_methods(registrar): registrar.method(A())")
+    info = next(info for info in PluginManager().plugins() if info.name == "bad")
+    assert info.state.startswith("failed: the options of its method a are wrong: ")
+    assert reason in info.state
+
+
 @pytest.mark.parametrize("name", BAD_PLUGINS)
 def test_a_plugin_that_cannot_be_registered_is_listed_with_the_reason_and_harms_nobody(
     install: Install, name: str

@@ -569,7 +569,7 @@ def test_an_option_is_heeded_or_refused_by_its_name(method: str, option: str) ->
     if option in LISTENS[method]:
         settings.check_method(PluginManager().method(method))
         return
-    refusal = f"^--method {method} does not accept {named(option)}; leave it out.$"
+    refusal = f"^--method {method} does not accept {named(option)}; leave it out\\."
     with pytest.raises(SettingsError, match=refusal) as caught:
         settings.check_method(PluginManager().method(method))
     assert caught.value.exit_code == 2
@@ -654,3 +654,27 @@ def test_the_command_line_knows_the_options_of_every_built_in_method() -> None:
     plugins = PluginManager()
     found = {name for method in plugins.methods() for name in options_of(plugins.method(method).options)}
     assert found == {name for cls in BUILT_IN for name in options_of(cls)}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"method": "lora", "arguments": [("rank", 4)]}, "arguments must be a dict of options by name"),
+        ({"method": "lora", "arguments": {3: 4}}, "arguments must be a dict of options by name"),
+        ({"method": "lora", "rank": 5, "arguments": {"rank": 4}}, "--rank is given twice"),
+        ({"method": "lora", "epochs": 5, "arguments": {"epochs": 4}}, "--epochs is given twice"),
+        ({"method": "lora", "alpha": 10**400}, "--alpha must be a finite number of at least 0"),
+        ({"method": "lora", "rank": "4"}, "--rank must be a whole number, got '4'"),
+        ({"method": "lora", "rank": True}, "--rank must be a whole number, got True"),
+        (
+            {"method": "lora", "epoch": 3},
+            "does not accept --method-arg epoch; leave it out. It takes --alpha, ",
+        ),
+        ({"method": "full", "rank": 3}, "It takes no options of its own"),
+        ({"epochs": "3"}, "--epochs must be a whole number, got '3'"),
+    ],
+)
+def test_what_python_may_get_wrong_is_refused_in_one_line(registry: Registry, given: Any, text: str) -> None:
+    with pytest.raises(SettingsError, match=text):
+        registry.estimate("task", "base", "images", **given)
+    assert TaskSettings.of({"arguments": None}) == TaskSettings()
