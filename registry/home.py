@@ -128,9 +128,9 @@ def create(root: Path, database: str) -> tuple[Home, Identity]:
     with home.lock():
         if home.identity.exists():
             return home, identity(home)
-        made = Identity(uuid.uuid4().hex, database)
-        write_file(home.identity, json.dumps(asdict(made), indent=2).encode())
-    return home, made
+        new_identity = Identity(uuid.uuid4().hex, database)
+        write_file(home.identity, json.dumps(asdict(new_identity), indent=2).encode())
+    return home, new_identity
 
 
 def require_outside(path: Path) -> Path:

@@ -26,10 +26,10 @@ def verify(context: Context, *, deep: bool) -> tuple[Problem, ...]:
     try:
         seen = _look_up(context)
     except (IntegrityError, StorageError):
-        found = tuple(_catalog(context))
-        if not found:
+        in_catalog = tuple(_catalog(context))
+        if not in_catalog:
             raise
-        return found  # nothing else can be held against it
+        return in_catalog  # nothing else can be held against it
     problems = _problems(context, seen, deep)
     if problems:
         problems = _confirmed(context, deep, {problem.subject for problem in problems})

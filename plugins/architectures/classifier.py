@@ -37,4 +37,4 @@ def _asked(model: nn.Module) -> list[str]:
     get: Any = getattr(model, "get_classifier", tuple)
     answer = get()
     modules = answer if isinstance(answer, tuple | list) else (answer,)
-    return [path for path, module in model.named_modules() if any(module is one for one in modules)]
+    return [path for path, module in model.named_modules() if any(module is candidate for candidate in modules)]

@@ -64,17 +64,17 @@ def read_folders(root: Path) -> Split:
         what = ", only images" if any(map(is_image, loose)) else ""
         raise DataError(f"{root} has no class folders{what}. Put the images of each class into a folder of its own.")
     files = {name: files_below(folders) for name, folders in classes.items()}
-    empty = tuple(name + _endings(found.others, " ({})") for name, found in files.items() if not found.images)
+    empty = tuple(name + _endings(content.others, " ({})") for name, content in files.items() if not content.images)
     samples = tuple(
         Sample(unicodedata.normalize("NFC", PurePath(name, below).as_posix()), label, Path(file).read_bytes, file)
-        for label, (name, found) in enumerate(files.items())
-        for below, file in found.images
+        for label, (name, content) in enumerate(files.items())
+        for below, file in content.images
     )
     if outside := sum(map(is_image, loose)):
         notes.append(f"Left out {counted(outside, 'image')} in {root} outside of class folders.")
     others = Counter(_ending(name) for name in loose if not is_image(name))
-    for found in files.values():
-        others.update(found.others)
+    for content in files.values():
+        others.update(content.others)
     if others:
         notes.append(f"Left out {counted(others.total(), 'file')} in {root} other than images: {_endings(others)}.")
     return Split(tuple(classes), samples, str(root), folders=True, notes=tuple(notes), empty=empty)

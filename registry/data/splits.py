@@ -65,8 +65,8 @@ def open_data(
         DataError: for one class only, a class without training images, a class that only another split has, unreadable
             images.
     """
-    found, divided = _read(data, val_data, test_data)
-    train = found["train"]
+    labelled, divided = _read(data, val_data, test_data)
+    train = labelled["train"]
     if len(train.classes) < 2:
         raise DataError(
             f"{train.where} has fewer than two classes ({', '.join(train.classes) or 'none'}); a task needs at least "
@@ -77,8 +77,8 @@ def open_data(
             f"{train.where} has classes without images: {listed(train.empty)}. Fill or delete these folders."
         )
     classes = train.classes
-    found = {name: split.labelled(classes, "which train lacks") for name, split in found.items()}
-    decoded = decode(found, skip_bad_images, progress)
+    labelled = {name: split.labelled(classes, "which train lacks") for name, split in labelled.items()}
+    decoded = decode(labelled, skip_bad_images, progress)
     splits = decoded.samples
     if missing := _without_images(splits["train"], classes):
         raise DataError(f"The train split has no images of {listed(missing)}. Every class must have some.")
@@ -89,7 +89,7 @@ def open_data(
         splits["train"], splits["val"] = _carve(splits["train"], wanted, seed + 1, "val")
     for name, samples in splits.items():
         if not samples:
-            raise DataError(f"{found[name].where} has no images for {name}.")
+            raise DataError(f"{labelled[name].where} has no images for {name}.")
     return TaskData(
         classes=classes,
         train=tuple(splits["train"]),
@@ -97,7 +97,7 @@ def open_data(
         test=tuple(splits.get("test", ())),
         fingerprint=_fingerprint(splits, classes, decoded.digests),
         notes=(
-            *(note for split in found.values() for note in split.notes),
+            *(note for split in labelled.values() for note in split.notes),
             *decoded.notes,
             *_missing(splits, classes),
             *_leaks(splits, decoded.digests),

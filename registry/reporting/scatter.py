@@ -72,7 +72,7 @@ def accuracy(task: Task) -> tuple[float, str] | None:
 
 def scatter(report: BaseReport) -> Scatter | None:
     """None if no task was measured."""
-    measured_tasks = [(one.task, measured) for one in report.tasks if (measured := accuracy(one.task))]
+    measured_tasks = [(item.task, measured) for item in report.tasks if (measured := accuracy(item.task))]
     if not measured_tasks:
         return None
     x = logarithmic([task.bytes for task, _ in measured_tasks], _round_size)
@@ -85,7 +85,7 @@ def scatter(report: BaseReport) -> Scatter | None:
         )
         for task, (share, on) in measured_tasks
     ]
-    absent = tuple(one.task.name for one in report.tasks if not accuracy(one.task))
+    absent = tuple(item.task.name for item in report.tasks if not accuracy(item.task))
     return Scatter(x, y, tuple(_named(points)), tuple(methods.values()), absent)
 
 

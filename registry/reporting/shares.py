@@ -18,7 +18,7 @@ def stored_shares(stored: Iterable[TaskLayer], layers: Iterable[LayerInfo]) -> d
     counter of batches is not among its parameters: shares can be above 1.
     """
     sizes = {layer.name: FLOAT * layer.params for layer in layers}
-    return {one.name: one.bytes / sizes[one.name] for one in stored if sizes.get(one.name)}
+    return {part.name: part.bytes / sizes[part.name] for part in stored if sizes.get(part.name)}
 
 
 def share_text(share: float) -> str:
